@@ -1,0 +1,254 @@
+package netpoll
+
+import (
+	"crypto/sha1" //nolint:gosec // RFC 6455, section 4.2.2 prescribes SHA-1.
+	"encoding/base64"
+	"net/http"
+	"strconv"
+
+	"github.com/valyala/bytebufferpool"
+
+	"perch/session"
+)
+
+// acceptGUID is of RFC 6455, section 1.3.
+const acceptGUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+// readHead gathers the request head and goes on when it is whole.
+func (c *conn) readHead(b []byte) {
+	from := 0
+	if c.in != nil && c.in.raw != nil {
+		from = len(c.in.raw.B)
+		c.in.raw.B = append(c.in.raw.B, b...)
+		b = c.in.raw.B
+	}
+	if from < 16 && !plausible(b[:min(len(b), 16)]) {
+		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
+		return
+	}
+	n, err := headEnd(b, from)
+	if err == nil && (n > MaxHead || n == 0 && len(b) > MaxHead) {
+		err = errHeadTooLarge
+	}
+	switch {
+	case err == errHeadTooLarge:
+		c.refuseHead(OutcomeTooLarge, http.StatusRequestHeaderFieldsTooLarge, "request head too large", "")
+		return
+	case err != nil:
+		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
+		return
+	case n == 0:
+		if from == 0 {
+			in := c.inbound()
+			in.raw = inBuffers.Get()
+			in.raw.B = append(in.raw.B, b...)
+		}
+		return
+	}
+	// The buffer is let go of first, as what follows may end c.
+	var raw *bytebufferpool.ByteBuffer
+	if c.in != nil {
+		raw, c.in = c.in.raw, nil
+	}
+	c.request(b, n)
+	if raw != nil {
+		putBuffer(&inBuffers, raw)
+	}
+}
+
+// request decides about a whole head, the first n bytes of b.
+func (c *conn) request(b []byte, n int) {
+	h, err := parseHead(b[:n])
+	if err != nil {
+		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
+		return
+	}
+	if c.refuse {
+		c.overload()
+		return
+	}
+	path, query := h.path()
+	ep := c.endpoint.port.endpoints[path]
+	if ep == nil || !h.upgrades {
+		c.handOff(b)
+		return
+	}
+	if ok := c.checkForm(&h); !ok {
+		return
+	}
+	var key [24]byte
+	copy(key[:], h.key)
+	c.endpoint = ep
+	c.mode = modeChecking
+	loop, id := c.loop, c.id()
+	rest := b[n:]
+	r := &Request{
+		Path: path, Query: query, Host: string(h.host), Origin: string(h.origin),
+		Authorization: string(h.authorization), Protocols: string(h.protocols), UserAgent: string(h.agent), remote: c.Remote,
+	}
+	d, now := ep.Check(r, func(d Decision) {
+		loop.Post(0, 0, func(*session.Session) {
+			if c := loop.at(id); c != nil && c.mode == modeChecking {
+				loop.guard(c, func() { c.decide(&d, key, nil) })
+			}
+		})
+	})
+	if now {
+		c.decide(&d, key, rest)
+		return
+	}
+	c.holdChecking(rest)
+}
+
+// checkForm checks the rules of RFC 6455, section 4.2.1.
+func (c *conn) checkForm(h *head) bool {
+	bad := func(text string) bool {
+		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, text, "")
+		return false
+	}
+	switch {
+	case string(h.method) != http.MethodGet:
+		c.refuseHead(OutcomeBadRequest, http.StatusMethodNotAllowed, "the opening handshake is a GET", "Allow: GET\r\n")
+		return false
+	case h.minor != 1:
+		return bad("the opening handshake needs HTTP/1.1")
+	case h.hosts != 1:
+		return bad("one Host header is needed")
+	case h.length || h.coding:
+		return bad("the opening handshake has no body")
+	case !h.upgrade:
+		return bad("Upgrade must name websocket")
+	case !h.connection:
+		return bad("Connection must name upgrade")
+	case h.versions != 1 || string(h.version) != "13":
+		c.refuseHead(OutcomeBadVersion, http.StatusUpgradeRequired, "WebSocket version 13 is needed",
+			"Sec-WebSocket-Version: 13\r\n")
+		return false
+	case h.keys != 1 || !validKey(h.key):
+		return bad("Sec-WebSocket-Key must be 16 bytes in base64")
+	case h.origins > 1:
+		return bad("one Origin header at the most")
+	}
+	return true
+}
+
+// validKey tells whether k is the base64 of 16 bytes.
+func validKey(k []byte) bool {
+	if len(k) != 24 {
+		return false
+	}
+	var buf [18]byte
+	n, err := base64.StdEncoding.Decode(buf[:], k)
+	return err == nil && n == 16
+}
+
+// holdChecking keeps what a peer sends before it is let in.
+func (c *conn) holdChecking(b []byte) {
+	if len(b) == 0 || c.mode != modeChecking {
+		return
+	}
+	in := c.inbound()
+	if in.raw == nil {
+		in.raw = inBuffers.Get()
+	}
+	if len(in.raw.B)+len(b) > pooledMax {
+		c.refuseHead(OutcomeTooLarge, http.StatusRequestEntityTooLarge, "too much before the upgrade", "")
+		return
+	}
+	in.raw.B = append(in.raw.B, b...)
+}
+
+// decide carries out what Endpoint.Check said. rest are the bytes behind the
+// head, where they have not been held.
+func (c *conn) decide(d *Decision, key [24]byte, rest []byte) {
+	if d.Status != 0 {
+		o, extra := OutcomeRefused, ""
+		switch d.Status {
+		case http.StatusUnauthorized:
+			o, extra = OutcomeUnauthorized, "WWW-Authenticate: Bearer\r\n"
+		case http.StatusForbidden:
+			o = OutcomeBadOrigin
+		}
+		c.refuseHead(o, d.Status, d.Text, extra)
+		return
+	}
+	var buf [256]byte
+	b := append(buf[:0], "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
+	b = appendAccept(b, key)
+	if d.Protocol != "" {
+		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
+		b = append(b, d.Protocol...)
+	}
+	b = append(b, "\r\n\r\n"...)
+	c.writeRaw(b)
+	c.upgrade(d)
+	// What the peer has sent ahead comes now.
+	if c.in != nil && c.in.raw != nil {
+		held := c.in.raw
+		c.in = nil
+		c.readFrames(held.B)
+		putBuffer(&inBuffers, held)
+	}
+	if c.mode == modeWebSocket {
+		c.readFrames(rest)
+	}
+}
+
+// upgrade makes c a WebSocket and opens its session.
+func (c *conn) upgrade(d *Decision) {
+	l := c.loop
+	l.stats.Outcomes[OutcomeUpgraded].Add(1)
+	l.stats.Sessions.Add(1)
+	c.mode = modeWebSocket
+	c.deadline = 0
+	if c.endpoint.ConnectTimeout > 0 {
+		c.deadline = l.present() + ticks(c.endpoint.ConnectTimeout) + 1
+	}
+	c.frames = d.FramePings
+	c.sess.Open(c, l, c.id())
+	c.sess.Encoding = d.Encoding
+	c.sessions = true
+	c.reschedule()
+	if d.Encoding == session.EncodingNone {
+		c.StartHeartbeat()
+	}
+	c.endpoint.Handler.Open(&c.sess, d.Identity)
+}
+
+// appendAccept appends the Sec-WebSocket-Accept of a key (section 4.2.2).
+func appendAccept(b []byte, key [24]byte) []byte {
+	var in [24 + len(acceptGUID)]byte
+	copy(in[:], key[:])
+	copy(in[24:], acceptGUID)
+	sum := sha1.Sum(in[:]) //nolint:gosec // see the import
+	return base64.StdEncoding.AppendEncode(b, sum[:])
+}
+
+// overload answers a head with 503 and a time to come back that is spread, so
+// that those who are refused together don't come back together.
+func (c *conn) overload() {
+	after := 1 + c.loop.rand()%10
+	c.refuseHead(OutcomeOverload, http.StatusServiceUnavailable, "too many connections",
+		"Retry-After: "+strconv.FormatUint(after, 10)+"\r\n")
+}
+
+// refuseHead answers a head that goes no further, and closes in such a way
+// that the answer arrives.
+func (c *conn) refuseHead(o Outcome, status int, text, extra string) {
+	c.loop.stats.Outcomes[o].Add(1)
+	c.reason = session.ReasonHandshakeRefused
+	b := make([]byte, 0, 256)
+	b = append(b, "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(status)...)
+	b = append(b, "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"...)
+	b = append(b, extra...)
+	b = append(b, "Content-Length: "...)
+	b = strconv.AppendInt(b, int64(len(text)+1), 10)
+	b = append(b, "\r\n\r\n"...)
+	b = append(b, text...)
+	b = append(b, '\n')
+	c.writeRaw(b)
+	c.linger()
+}

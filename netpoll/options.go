@@ -1,0 +1,96 @@
+package netpoll
+
+import (
+	"log/slog"
+	"time"
+
+	"perch/session"
+)
+
+// MaxHead is the largest request head taken, in bytes.
+const MaxHead = 8 << 10
+
+// Options configure a Server. All fields are needed, save where they say what
+// their zero value means.
+type Options struct {
+	Listeners []Listener
+	// Loops is how many event loops run; 0 means one a processor that the process
+	// may use, at most session.MaxLoops.
+	Loops  int
+	Logger *slog.Logger
+	// Connections is how many connections are served: the next ones get a 503.
+	// HardConnections, above it, is where connections are closed without a word;
+	// it stays below the descriptor limit, since a failing accept ends gnet.
+	Connections     int
+	HardConnections int
+	// HTTPConnections bounds the connections that are with net/http.
+	HTTPConnections int
+	// HandshakeTimeout is the time from accept to the end of the request head.
+	HandshakeTimeout time.Duration
+	// PendingBytes is what may wait for a slow peer.
+	PendingBytes int
+	// InboxBytes bounds what waits for one loop.
+	InboxBytes int
+	// PingInterval 0 means no pings. A ping unanswered for PongTimeout is a miss;
+	// PingMisses misses in a row close the connection.
+	PingInterval time.Duration
+	PongTimeout  time.Duration
+	PingMisses   int
+}
+
+// Listener is one public port and what it serves.
+type Listener struct {
+	// Addr is host:port, the port not 0; an IPv4 host listens on IPv4 only.
+	Addr string
+	// Endpoints are the WebSocket paths of this port.
+	Endpoints []*Endpoint
+}
+
+// Endpoint is a path on which a WebSocket can be opened.
+type Endpoint struct {
+	Path    string
+	Handler session.Handler
+	// MessageSize is the largest message taken, in bytes.
+	MessageSize int
+	// ConnectTimeout, where above 0, is the time from the upgrade until the
+	// session must be connected.
+	ConnectTimeout time.Duration
+	// Pings are the frames that the heartbeat sends, by encoding. Where there is
+	// none, or the decision asks for it, it sends pings of RFC 6455.
+	Pings [session.EncodingCount][]byte
+	// Check decides about an opening handshake that is right in form: at once, now
+	// being true, or later: then it calls later once, from any goroutine. It runs
+	// on the loop and does not block.
+	Check func(r *Request, later func(Decision)) (d Decision, now bool)
+}
+
+// Request is the request head of an opening handshake.
+type Request struct {
+	Path          string
+	Query         string
+	Host          string
+	Origin        string
+	Authorization string
+	// Protocols is the list of subprotocols offered, as sent.
+	Protocols string
+	UserAgent string
+	remote    func() string
+}
+
+// Remote is the peer's address, host:port. Runs within Check.
+func (r *Request) Remote() string { return r.remote() }
+
+// Decision is what Check says.
+type Decision struct {
+	// Status is the HTTP status of a refusal; 0 accepts.
+	Status int
+	// Text is the body of a refusal, one line.
+	Text string
+	// Protocol is the subprotocol chosen; empty for none.
+	Protocol string
+	Encoding session.Encoding
+	// FramePings makes the heartbeat send pings of RFC 6455.
+	FramePings bool
+	// Identity goes to Handler.Open.
+	Identity any
+}

@@ -1,0 +1,257 @@
+package netpoll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+
+	"perch/session"
+)
+
+// ErrEngine is returned by Run when the event loops ended unasked.
+var ErrEngine = errors.New("netpoll: the event loops ended unasked")
+
+// joinBytes is the size of a loop's join buffer.
+const joinBytes = 64 << 10
+
+// Server holds the connections of all listeners on gnet's event loops. Its
+// exported methods are safe from any goroutine.
+type Server struct {
+	opts  Options
+	log   *slog.Logger
+	ports map[string]*port // by the address that gnet gives a listener
+	only  *port            // where there is one
+
+	pingTicks, pongTicks uint32
+
+	handler events
+	engine  gnet.Engine
+	front   *front
+	watcher *watcher
+	kicks   chan *loop
+
+	open     atomic.Int64 // connections on the loops
+	handed   atomic.Int64 // connections with net/http
+	panics   atomic.Uint64
+	refused  atomic.Uint64 // closed at the hard cap
+	draining atomic.Bool
+
+	loopsMu sync.Mutex
+	loops   atomic.Pointer[[]*loop] // in the order in which they were met
+
+	started    chan struct{}
+	startOnce  sync.Once
+	done       chan struct{}
+	stopping   atomic.Bool
+	background sync.WaitGroup
+}
+
+// port is a Listener made ready.
+type port struct {
+	addr      string
+	endpoints map[string]*endpoint
+	none      *endpoint // stands for the endpoint before the head is known
+}
+
+// endpoint is an Endpoint made ready.
+type endpoint struct {
+	Endpoint
+	port    *port
+	pending int // the bound on what waits for a peer
+}
+
+// New checks that the listeners' addresses are free and makes the server ready
+// to run.
+func New(o Options) (*Server, error) {
+	if o.Loops == 0 {
+		o.Loops = runtime.GOMAXPROCS(0)
+	}
+	o.Loops = min(o.Loops, session.MaxLoops)
+	s := &Server{
+		opts: o, log: o.Logger, ports: make(map[string]*port),
+		kicks: make(chan *loop, session.MaxLoops), started: make(chan struct{}), done: make(chan struct{}),
+	}
+	if o.PingInterval > 0 {
+		s.pingTicks, s.pongTicks = ticks(o.PingInterval), ticks(o.PongTimeout)
+	}
+	empty := []*loop{}
+	s.loops.Store(&empty)
+	for _, ln := range o.Listeners {
+		p := &port{addr: ln.Addr, endpoints: make(map[string]*endpoint)}
+		p.none = &endpoint{port: p, pending: o.PendingBytes}
+		for _, e := range ln.Endpoints {
+			// A message as large as allowed may be under way to a peer that is not slow.
+			p.endpoints[e.Path] = &endpoint{Endpoint: *e, port: p, pending: max(o.PendingBytes, 2*e.MessageSize)}
+		}
+		a, err := netip.ParseAddrPort(ln.Addr)
+		if err != nil {
+			return nil, fmt.Errorf("netpoll: listen on %s: %w", ln.Addr, err)
+		}
+		s.ports[a.String()] = p
+		s.only = p
+	}
+	if len(s.ports) != 1 {
+		s.only = nil
+	}
+	addr, err := net.ResolveTCPAddr("tcp", o.Listeners[0].Addr)
+	if err != nil {
+		return nil, fmt.Errorf("netpoll: listen: %w", err)
+	}
+	s.front = &front{server: s, conns: make(chan *handedConn, max(16, min(o.HTTPConnections, 1024))), closed: make(chan struct{}), addr: addr}
+	if s.watcher, err = newWatcher(s); err != nil {
+		return nil, err
+	}
+	s.handler = events{server: s}
+	return s, nil
+}
+
+// Run serves until Stop. ErrEngine: the event loops ended by themselves.
+func (s *Server) Run() error {
+	defer close(s.done)
+	var addrs []string
+	for _, ln := range s.opts.Listeners {
+		network := "tcp"
+		if a := netip.MustParseAddrPort(ln.Addr).Addr(); a.Is4() {
+			network = "tcp4" // 32 bytes less a connection
+		}
+		addrs = append(addrs, network+"://"+ln.Addr)
+	}
+	s.background.Add(2)
+	go s.kicker()
+	go s.watcher.run()
+	err := gnet.Rotate(&s.handler, addrs,
+		gnet.WithReusePort(true), gnet.WithReuseAddr(true), gnet.WithNumEventLoop(s.opts.Loops),
+		gnet.WithLoadBalancing(gnet.LeastConnections), gnet.WithTicker(true), gnet.WithLogger(gnetLog{s.log}),
+		gnet.WithTCPNoDelay(gnet.TCPNoDelay))
+	_ = s.front.Close()
+	_ = s.watcher.file.Close()
+	switch {
+	case err != nil:
+		return fmt.Errorf("netpoll: run: %w", err)
+	case !s.stopping.Load():
+		return ErrEngine
+	}
+	return nil
+}
+
+// Started is closed when all loops take connections.
+func (s *Server) Started() <-chan struct{} { return s.started }
+
+// Refuse makes the server answer every further request head with 503: a drain
+// has begun.
+func (s *Server) Refuse() { s.draining.Store(true) }
+
+// Stop closes what is still open and ends Run.
+func (s *Server) Stop(ctx context.Context) error {
+	s.stopping.Store(true)
+	select {
+	case <-s.started:
+	case <-s.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := s.engine.Stop(ctx); err != nil {
+		return fmt.Errorf("netpoll: stop: %w", err)
+	}
+	<-s.done
+	s.background.Wait()
+	return nil
+}
+
+// Loop implements session.Loops.
+func (s *Server) Loop(index int) session.Loop {
+	if l := s.loop(index); l != nil {
+		return l
+	}
+	return nil
+}
+
+// Each implements session.Loops.
+func (s *Server) Each(f func(session.Loop)) { s.each(func(l *loop) { f(l) }) }
+
+func (s *Server) loop(index int) *loop {
+	loops := *s.loops.Load()
+	if index >= len(loops) {
+		return nil
+	}
+	return loops[index]
+}
+
+func (s *Server) each(f func(*loop)) {
+	for _, l := range *s.loops.Load() {
+		f(l)
+	}
+}
+
+// EachSession calls f on every loop with every session of it that is open, a
+// slice at a time. It returns when all loops have been asked, not when they
+// are done. f does not keep the session.
+func (s *Server) EachSession(f func(*session.Session)) {
+	s.each(func(l *loop) { l.PostTask(0, &sweep{l: l, f: f}) })
+}
+
+// sweepSlice is how many slots a sweep looks at in a turn.
+const sweepSlice = 1024
+
+type sweep struct {
+	l  *loop
+	f  func(*session.Session)
+	at int
+}
+
+// Run implements session.Task.
+func (w *sweep) Run() (more bool) {
+	end := min(w.at+sweepSlice, len(w.l.chunks)<<chunkBits)
+	for ; w.at < end; w.at++ {
+		if c := w.l.conn(uint32(w.at)); c.mode == modeWebSocket && c.sessions {
+			w.f(&c.sess)
+		}
+	}
+	return w.at < len(w.l.chunks)<<chunkBits
+}
+
+// loopOf finds or makes the loop of a gnet event loop, which is met with its
+// first connection.
+func (s *Server) loopOf(e gnet.EventLoop) *loop {
+	for _, l := range *s.loops.Load() {
+		if l.events == e {
+			return l
+		}
+	}
+	s.loopsMu.Lock()
+	defer s.loopsMu.Unlock()
+	old := *s.loops.Load()
+	l := s.newLoop(len(old), e)
+	l.join = make([]byte, 0, joinBytes)
+	loops := append(append(make([]*loop, 0, len(old)+1), old...), l)
+	s.loops.Store(&loops)
+	return l
+}
+
+// portOf is the port of a new connection.
+func (s *Server) portOf(c gnet.Conn) *port {
+	if s.only != nil {
+		return s.only
+	}
+	if p := s.ports[c.LocalAddr().String()]; p != nil {
+		return p
+	}
+	return s.ports[s.opts.Listeners[0].Addr]
+}
+
+// tickNow asks every loop for a turn of its wheel.
+func (s *Server) tickNow() time.Duration {
+	s.startOnce.Do(func() { close(s.started) })
+	s.each((*loop).tick)
+	return tick
+}

@@ -1,0 +1,132 @@
+package netpoll
+
+import (
+	"sync/atomic"
+
+	"perch/session"
+)
+
+// counter is written by its loop alone and read by any goroutine, so adding
+// needs no locked instruction.
+type counter struct{ v atomic.Uint64 }
+
+func (c *counter) Add(n uint64) { c.v.Store(c.v.Load() + n) }
+func (c *counter) Load() uint64 { return c.v.Load() }
+
+// Outcome is how an opening handshake, or a request, ended.
+type Outcome uint8
+
+// The outcomes.
+const (
+	OutcomeUpgraded Outcome = iota
+	OutcomeHandedOff
+	OutcomeBadRequest
+	OutcomeBadVersion
+	OutcomeBadOrigin
+	OutcomeUnauthorized
+	OutcomeRefused // another status that Check gave
+	OutcomeTooLarge
+	OutcomeTimeout
+	OutcomeOverload // 503 or a plain close at the cap
+	OutcomeAborted  // the peer went first
+	outcomeCount
+)
+
+var outcomeLabels = [outcomeCount]string{
+	"upgraded", "handed_off", "bad_request", "bad_version", "bad_origin", "unauthorized", "refused",
+	"too_large", "timeout", "overload", "aborted",
+}
+
+// String is the metric label of o.
+func (o Outcome) String() string { return outcomeLabels[o] }
+
+const reasonSlots = 64
+
+// loopStats are a loop's counters. A cache line of other data stands between
+// those of two loops, since each has its own loop struct.
+type loopStats struct {
+	Accepted     counter
+	Open         counter // conns
+	Sessions     counter
+	MessagesIn   counter
+	MessagesOut  counter
+	BytesIn      counter
+	BytesOut     counter
+	FramesIn     counter
+	Writes       counter
+	PendingBytes counter
+	Slow         counter
+	Pings        counter
+	Pongs        counter
+	Turns        counter
+	Panics       counter
+	Closes       [reasonSlots]counter
+	Outcomes     [outcomeCount]counter
+}
+
+// Stats is what a Server tells of itself. Counters grow from the start of the
+// process; the others are of the moment.
+type Stats struct {
+	Accepted     uint64 // connections
+	Open         int    // connections on the loops
+	HTTP         int    // connections that are with net/http
+	Sessions     int
+	MessagesIn   uint64
+	MessagesOut  uint64
+	BytesIn      uint64
+	BytesOut     uint64
+	FramesIn     uint64
+	Writes       uint64 // system calls
+	PendingBytes int64
+	Slow         uint64 // closed as slow consumers
+	Pings        uint64
+	Pongs        uint64
+	Turns        uint64 // of the inboxes
+	Panics       uint64
+	Closes       map[string]uint64 // by reason
+	Handshakes   map[string]uint64 // by outcome
+	Loops        []LoopStats
+}
+
+// LoopStats are of one loop.
+type LoopStats struct {
+	Open          int
+	InboxBytes    int64
+	InboxRejected uint64
+}
+
+// Stats adds the loops' counters up. Safe from any goroutine.
+func (s *Server) Stats() Stats {
+	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64)}
+	out.Panics = s.panics.Load()
+	s.each(func(l *loop) {
+		st := &l.stats
+		out.Accepted += st.Accepted.Load()
+		out.Open += int(st.Open.Load())
+		out.Sessions += int(st.Sessions.Load())
+		out.MessagesIn += st.MessagesIn.Load()
+		out.MessagesOut += st.MessagesOut.Load()
+		out.BytesIn += st.BytesIn.Load()
+		out.BytesOut += st.BytesOut.Load()
+		out.FramesIn += st.FramesIn.Load()
+		out.Writes += st.Writes.Load()
+		out.PendingBytes += int64(st.PendingBytes.Load())
+		out.Slow += st.Slow.Load()
+		out.Pings += st.Pings.Load()
+		out.Pongs += st.Pongs.Load()
+		out.Turns += st.Turns.Load()
+		out.Panics += st.Panics.Load()
+		session.Reasons(func(r session.Reason, info session.ReasonInfo) {
+			if n := st.Closes[r].Load(); n > 0 {
+				out.Closes[info.Label] += n
+			}
+		})
+		for o := range outcomeCount {
+			out.Handshakes[o.String()] += st.Outcomes[o].Load()
+		}
+		out.Loops = append(out.Loops, LoopStats{
+			Open: int(st.Open.Load()), InboxBytes: l.inbox.bytes.Load(), InboxRejected: l.inbox.rejected.Load(),
+		})
+	})
+	return out
+}

@@ -1,0 +1,122 @@
+package netpoll
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"perch/session"
+)
+
+// The byte stream of a conn. All bytes in and out pass through here: what
+// encrypts them stands between these functions and the descriptor.
+
+// errBlocked says that the peer takes nothing at the moment.
+var errBlocked = errors.New("netpoll: write would block")
+
+// send writes b and returns how much of it was taken. errBlocked: the rest has
+// to wait until the descriptor is writable.
+func (c *conn) send(b []byte) (int, error) {
+	sent := 0
+	for sent < len(b) {
+		n, err := unix.Write(int(c.fd), b[sent:])
+		c.loop.stats.Writes.Add(1)
+		if n > 0 {
+			sent += n
+		}
+		switch err {
+		case nil:
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return sent, errBlocked
+		default:
+			return sent, os.NewSyscallError("write", err)
+		}
+	}
+	return sent, nil
+}
+
+// shut ends our sending side; the peer sees the end behind the last byte.
+func (c *conn) shut() {
+	if !c.half {
+		c.half = true
+		_ = unix.Shutdown(int(c.fd), unix.SHUT_WR) // fails where the peer is gone already
+	}
+}
+
+// detach makes a net.Conn of the stream whose Read begins with prefix. The
+// conn keeps its own descriptor, which the caller closes by dropping c: gnet
+// takes it out of its epoll set and never shuts the connection down, so the
+// duplicate lives on.
+func (c *conn) detach(prefix []byte) (*handedConn, error) {
+	fd, err := c.socket.Dup()
+	if err != nil {
+		return nil, fmt.Errorf("netpoll: duplicate descriptor: %w", err)
+	}
+	return &handedConn{server: c.loop.server, fd: fd, prefix: prefix}, nil
+}
+
+// input is where the bytes of a conn enter. b may be changed and dies with the
+// call.
+func (c *conn) input(b []byte) {
+	c.loop.stats.BytesIn.Add(uint64(len(b)))
+	switch c.mode {
+	case modeHead:
+		c.readHead(b)
+	case modeChecking:
+		c.holdChecking(b)
+	case modeWebSocket:
+		c.readFrames(b)
+	}
+}
+
+// adopted is a connection on its way from net/http back to a loop.
+type adopted struct {
+	prefix []byte // the request head, made anew, and what followed it
+	port   *port
+}
+
+// Adopt gives a connection that Listener handed out to an event loop: prefix
+// is the request head and what has been read behind it. It is how an upgrade
+// that comes on a kept-alive connection reaches its endpoint. conn belongs to
+// Adopt from here on, also when it fails. Safe from any goroutine.
+func (s *Server) Adopt(conn net.Conn, prefix []byte) error {
+	h, ok := conn.(*handedConn)
+	if !ok {
+		_ = conn.Close()
+		return fmt.Errorf("netpoll: adopt %T: not a connection of this server", conn)
+	}
+	tcp := h.release()
+	if tcp == nil {
+		return net.ErrClosed
+	}
+	var best *loop
+	s.each(func(l *loop) {
+		if best == nil || l.stats.Open.Load() < best.stats.Open.Load() {
+			best = l
+		}
+	})
+	if best == nil {
+		_ = tcp.Close()
+		return errors.New("netpoll: adopt: no loop runs")
+	}
+	ctx := newAdoptContext(&adopted{prefix: prefix, port: h.port})
+	results, err := best.events.Enroll(ctx, tcp)
+	if err != nil {
+		_ = tcp.Close()
+		return fmt.Errorf("netpoll: adopt: %w", err)
+	}
+	if r := <-results; r.Err != nil {
+		return fmt.Errorf("netpoll: adopt: %w", r.Err)
+	}
+	return nil
+}
+
+// gone says that writing to the peer failed: there is nobody to tell.
+func (c *conn) gone() {
+	c.end(session.ReasonPeerGone)
+	c.drop()
+}

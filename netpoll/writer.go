@@ -1,0 +1,391 @@
+package netpoll
+
+import (
+	"encoding/binary"
+
+	"github.com/gobwas/ws"
+	"github.com/valyala/bytebufferpool"
+
+	"perch/session"
+)
+
+// pooledMax is the largest buffer that goes back to a pool.
+const pooledMax = 64 << 10
+
+// writeBuffers hold frames that a conn copies; inBuffers hold what is
+// incomplete. Each kind calibrates on its own.
+var writeBuffers, inBuffers bytebufferpool.Pool
+
+func putBuffer(p *bytebufferpool.Pool, b *bytebufferpool.ByteBuffer) {
+	if cap(b.B) <= pooledMax {
+		p.Put(b)
+	}
+}
+
+// pingFrame is a ping of RFC 6455 without payload.
+var pingFrame = ws.MustCompileFrame(ws.NewPingFrame(nil))
+
+// outbound is what waits to be sent to one peer: shared frames, which nobody
+// changes, and frames of this conn's own. A conn has one only while something
+// waits.
+type outbound struct {
+	// parts leave in this order. The last may be own.B, which still grows.
+	parts   [][]byte
+	own     *bytebufferpool.ByteBuffer
+	from    int // where the growing part begins in own.B
+	off     int // how much of the first part has been sent
+	bytes   int // of all parts, what has been sent left out
+	counted int // what of bytes is in the loop's PendingBytes
+	listed  bool
+	raw     bool // the first part is not made of frames
+	blocked bool // the watcher says when the peer takes more
+	watched bool // the descriptor is in the watcher's set
+	array   [4][]byte
+}
+
+// outbound makes sure that c has one.
+func (c *conn) outbound() *outbound {
+	if c.out == nil {
+		l := c.loop
+		if n := len(l.spare); n > 0 {
+			c.out = l.spare[n-1]
+			l.spare[n-1] = nil
+			l.spare = l.spare[:n-1]
+		} else {
+			c.out = &outbound{}
+			c.out.parts = c.out.array[:0]
+		}
+	}
+	return c.out
+}
+
+// releaseOut lets go of what waits.
+func (c *conn) releaseOut() {
+	o := c.out
+	if o == nil {
+		return
+	}
+	c.out = nil
+	l := c.loop
+	l.stats.PendingBytes.Add(^uint64(o.counted) + 1)
+	if o.watched {
+		l.server.watcher.remove(c)
+	}
+	if o.own != nil {
+		putBuffer(&writeBuffers, o.own)
+	}
+	if len(l.spare) < spareOutbounds && cap(o.parts) <= 64 {
+		clear(o.parts[:cap(o.parts)])
+		*o = outbound{parts: o.parts[:0]}
+		l.spare = append(l.spare, o)
+	}
+}
+
+// list notes that c has frames to send at the end of the turn.
+func (c *conn) list() {
+	o := c.outbound()
+	if !o.listed && !o.blocked {
+		o.listed = true
+		c.loop.dirty = append(c.loop.dirty, c)
+	}
+}
+
+// seal ends the growing part.
+func (o *outbound) seal() {
+	if o.own != nil && o.from < len(o.own.B) {
+		o.parts = append(o.parts, o.own.B[o.from:len(o.own.B):len(o.own.B)])
+		o.from = len(o.own.B)
+	}
+}
+
+// grow is the buffer to which a frame of n bytes is appended.
+func (o *outbound) grow(n int) *bytebufferpool.ByteBuffer {
+	if o.own == nil {
+		o.own = writeBuffers.Get()
+		o.from = 0
+	}
+	// The parts before point into the buffer: it must not move under them.
+	if len(o.own.B)+n > cap(o.own.B) && o.from > 0 {
+		o.seal()
+		o.own = writeBuffers.Get()
+		o.from = 0
+	}
+	return o.own
+}
+
+// WriteFrame implements session.Transport.
+func (c *conn) WriteFrame(frame []byte) {
+	if c.mode != modeWebSocket {
+		return
+	}
+	if !c.room(len(frame)) {
+		return
+	}
+	o := c.outbound()
+	o.seal()
+	o.parts = append(o.parts, frame)
+	o.bytes += len(frame)
+	c.loop.stats.MessagesOut.Add(1)
+	c.list()
+}
+
+// WriteMessage implements session.Transport.
+func (c *conn) WriteMessage(payload []byte, binary bool) {
+	if c.mode != modeWebSocket {
+		return
+	}
+	op := ws.OpText
+	if binary {
+		op = ws.OpBinary
+	}
+	c.loop.stats.MessagesOut.Add(1)
+	c.writeOwn(op, payload)
+}
+
+// writeOwn frames a copy of payload.
+func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
+	if !c.room(len(payload) + maxServerHeader) {
+		return
+	}
+	o := c.outbound()
+	b := o.grow(len(payload) + maxServerHeader)
+	n := len(b.B)
+	b.B = appendHeader(b.B, op, len(payload))
+	b.B = append(b.B, payload...)
+	o.bytes += len(b.B) - n
+	c.list()
+}
+
+// writeRaw sends bytes that are not frames: the answer to a request head.
+func (c *conn) writeRaw(b []byte) {
+	o := c.outbound()
+	buf := o.grow(len(b))
+	buf.B = append(buf.B, b...)
+	o.bytes += len(b)
+	o.raw = len(o.parts) == 0
+	o.seal()
+	c.list()
+}
+
+// room checks the bound on what waits for a slow peer, and ends it where n
+// bytes more are over. A conn that is not blocked may take any one frame: it
+// is sent at the end of the turn.
+func (c *conn) room(n int) bool {
+	o := c.out
+	if o == nil || !o.blocked || o.bytes+n <= c.endpoint.pending {
+		return true
+	}
+	c.tooSlow()
+	return false
+}
+
+func (c *conn) tooSlow() {
+	c.loop.stats.Slow.Add(1)
+	r := session.ReasonSlow
+	if c.sess.Encoding == session.EncodingNone {
+		r = session.ReasonSlowConsumerPlain
+	}
+	// The close frame goes where the frames went that are not sent: behind the
+	// one that is under way, so that the peer reads a frame's end, then why.
+	c.shed()
+	c.fail(r)
+}
+
+// maxServerHeader is the largest frame header that a server sends.
+const maxServerHeader = 10
+
+// appendHeader appends the header of an unfragmented frame (RFC 6455, section
+// 5.2).
+func appendHeader(b []byte, op ws.OpCode, n int) []byte {
+	switch {
+	case n < 126:
+		return append(b, 0x80|byte(op), byte(n))
+	case n < 1<<16:
+		return append(b, 0x80|byte(op), 126, byte(n>>8), byte(n))
+	default:
+		u := uint64(n)
+		return append(b, 0x80|byte(op), 127, byte(u>>56), byte(u>>48), byte(u>>40), byte(u>>32),
+			byte(u>>24), byte(u>>16), byte(u>>8), byte(u))
+	}
+}
+
+// writeClose sends a close frame; code 0 sends one without a code.
+func (c *conn) writeClose(code uint16, text string) {
+	var p [125]byte
+	b := p[:0]
+	if code != 0 {
+		b = append(b, byte(code>>8), byte(code))
+		b = append(b, text[:min(len(text), 123)]...)
+	}
+	o := c.outbound()
+	buf := o.grow(len(b) + maxServerHeader)
+	n := len(buf.B)
+	buf.B = appendHeader(buf.B, ws.OpClose, len(b))
+	buf.B = append(buf.B, b...)
+	o.bytes += len(buf.B) - n
+	c.list()
+}
+
+// flushDirty sends what the turn has left for all conns.
+func (l *loop) flushDirty() {
+	// Flushing may end sessions, whose handlers may write to others: the list
+	// grows while it is walked.
+	for i := 0; i < len(l.dirty); i++ {
+		c := l.dirty[i]
+		if c == nil {
+			continue
+		}
+		l.dirty[i] = nil
+		l.guard(c, c.flush)
+	}
+	l.dirty = l.dirty[:0]
+}
+
+// flush sends what waits, in one write where it fits.
+func (c *conn) flush() {
+	o := c.out
+	if o == nil {
+		return
+	}
+	o.listed = false
+	if o.blocked || c.mode == modeGone || c.mode == modeFree {
+		return
+	}
+	o.seal()
+	l := c.loop
+	for len(o.parts) > 0 {
+		b := o.parts[0][o.off:]
+		if len(o.parts) > 1 && len(b) < cap(l.join) {
+			b = l.joined(b, o.parts[1:])
+		}
+		n, err := c.send(b)
+		l.stats.BytesOut.Add(uint64(n))
+		o.advance(n)
+		if err == errBlocked {
+			c.block()
+			return
+		}
+		if err != nil {
+			c.gone()
+			return
+		}
+	}
+	if c.mode == modeLinger {
+		c.shut()
+	}
+	c.releaseOut()
+}
+
+// joined copies first and as many of the parts behind it as fit into the loop's
+// join buffer: at these sizes a copy costs less than a vector.
+func (l *loop) joined(first []byte, parts [][]byte) []byte {
+	j := append(l.join[:0], first...)
+	for _, p := range parts {
+		if len(j)+len(p) > cap(j) {
+			break
+		}
+		j = append(j, p...)
+	}
+	return j
+}
+
+// advance notes that n bytes more have been sent.
+func (o *outbound) advance(n int) {
+	o.bytes -= n
+	o.off += n
+	i := 0
+	for i < len(o.parts) && o.off >= len(o.parts[i]) {
+		o.off -= len(o.parts[i])
+		o.parts[i] = nil
+		o.raw = false
+		i++
+	}
+	if i > 0 {
+		o.parts = o.parts[:copy(o.parts, o.parts[i:])]
+	}
+}
+
+// block waits for the peer to take more.
+func (c *conn) block() {
+	o := c.out
+	o.blocked = true
+	c.account()
+	if err := c.loop.server.watcher.add(c); err != nil {
+		c.loop.server.log.Error("watch for writable failed", "err", err)
+		c.gone()
+		return
+	}
+	if c.mode == modeWebSocket && o.bytes > c.endpoint.pending {
+		c.tooSlow()
+	}
+}
+
+// account brings the loop's pending bytes up to date.
+func (c *conn) account() {
+	o := c.out
+	c.loop.stats.PendingBytes.Add(uint64(o.bytes) - uint64(o.counted))
+	o.counted = o.bytes
+}
+
+// writable is called when the watcher says so.
+func (c *conn) writable() {
+	if c.out == nil || !c.out.blocked {
+		return
+	}
+	c.out.blocked = false
+	c.flush()
+	if c.out != nil {
+		c.account()
+	}
+}
+
+// Pending implements session.Transport.
+func (c *conn) Pending() int {
+	if c.out == nil {
+		return 0
+	}
+	return c.out.bytes
+}
+
+// shed throws away the frames that wait, save the rest of the one that is
+// under way.
+func (c *conn) shed() {
+	o := c.out
+	if o == nil {
+		return
+	}
+	o.seal()
+	if len(o.parts) == 0 {
+		return
+	}
+	end := o.frameEnd()
+	clear(o.parts[1:])
+	o.parts = o.parts[:1]
+	o.parts[0] = o.parts[0][:end]
+	o.bytes = end - o.off
+	if o.bytes == 0 {
+		o.parts, o.off = o.parts[:0], 0
+	}
+	c.account()
+}
+
+// frameEnd is where the frame ends of which the first off bytes of the first
+// part are the last ones sent.
+func (o *outbound) frameEnd() int {
+	p := o.parts[0]
+	if o.raw {
+		return len(p)
+	}
+	at := 0
+	for at < o.off {
+		n, header := int(p[at+1]), 2
+		switch n {
+		case 126:
+			n, header = int(binary.BigEndian.Uint16(p[at+2:])), 4
+		case 127:
+			n, header = int(binary.BigEndian.Uint64(p[at+2:])), 10
+		}
+		at += header + n
+	}
+	return at
+}

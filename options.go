@@ -1,0 +1,172 @@
+package perch
+
+import (
+	"log/slog"
+	"time"
+
+	"perch/topic"
+)
+
+// Options are every knob of a server; the zero value of a field means its
+// default, which DefaultOptions writes out. The koanf tags are the keys of
+// perch.yaml and, in capitals behind PERCH_, of the environment; a field with
+// unit:"bytes" can be written as 64KiB there, one with secret:"true" is never
+// quoted in an error.
+type Options struct {
+	Listen  string `koanf:"listen"`
+	Admin   string `koanf:"admin"`
+	DataDir string `koanf:"data_dir"`
+	Loops   int    `koanf:"loops"`
+	// Insecure: no token needed, every topic operation allowed.
+	Insecure bool `koanf:"insecure"`
+	// Dev: demo page, echo, example clients and permissive topics.
+	Dev  bool `koanf:"dev"`
+	Echo bool `koanf:"echo"`
+	Demo bool `koanf:"demo"`
+
+	Log       LogOptions       `koanf:"log"`
+	API       APIOptions       `koanf:"api"`
+	Auth      AuthOptions      `koanf:"auth"`
+	Topics    TopicOptions     `koanf:"topics"`
+	WebSocket WebSocketOptions `koanf:"websocket"`
+	Heartbeat HeartbeatOptions `koanf:"heartbeat"`
+	Limits    LimitOptions     `koanf:"limits"`
+	Pool      PoolOptions      `koanf:"pool"`
+	Drain     DrainOptions     `koanf:"drain"`
+
+	// Logger, where set, takes the place of Log. Not in the file.
+	Logger *slog.Logger `koanf:"-"`
+}
+
+// LogOptions say what is logged, and how.
+type LogOptions struct {
+	Level  string `koanf:"level"`  // debug, info, warn, error
+	Format string `koanf:"format"` // text, json
+}
+
+// APIOptions are of the server API on the admin port.
+type APIOptions struct {
+	// Key is what X-API-Key must hold; empty: made once in DataDir.
+	Key string `koanf:"key" secret:"true"`
+}
+
+// AuthOptions say who may connect.
+type AuthOptions struct {
+	// Require is connect (a token in the handshake or the connect command),
+	// handshake (before the upgrade) or none (a peer without a token is
+	// anonymous; a token that is sent is verified all the same).
+	Require    string `koanf:"require"`
+	HMACSecret string `koanf:"hmac_secret" secret:"true"`
+	// Keys are PEM files. The first private one signs; all verify.
+	Keys        []KeyOptions  `koanf:"keys"`
+	JWKSURL     string        `koanf:"jwks_url"`
+	JWKSRefresh time.Duration `koanf:"jwks_refresh"`
+	// Issuer and Audience, where set, are put into issued tokens and demanded of
+	// tokens that are verified.
+	Issuer     string          `koanf:"issuer"`
+	Audience   string          `koanf:"audience"`
+	TokenTTL   time.Duration   `koanf:"token_ttl"`
+	RefreshTTL time.Duration   `koanf:"refresh_ttl"`
+	Clients    []ClientOptions `koanf:"clients"`
+}
+
+// KeyOptions name a PEM file: a public key, a certificate or a private key.
+type KeyOptions struct {
+	ID   string `koanf:"id"` // kid; empty: the RFC 7638 thumbprint
+	File string `koanf:"file"`
+}
+
+// ClientOptions are a device or backend that may ask for tokens.
+type ClientOptions struct {
+	ID string `koanf:"id"`
+	// SecretHash is a bcrypt or argon2id hash.
+	SecretHash string `koanf:"secret_hash" secret:"true"`
+	// User is the sub of its tokens; empty: ID. "{sub}" in a request is taken only
+	// where AnyUser is set.
+	User    string `koanf:"user"`
+	AnyUser bool   `koanf:"any_user"`
+	// Channels are topics that the client is subscribed to by its token.
+	Channels []string `koanf:"channels"`
+	// TokenTTL and RefreshTTL override those of auth.
+	TokenTTL   time.Duration `koanf:"token_ttl"`
+	RefreshTTL time.Duration `koanf:"refresh_ttl"`
+}
+
+// TopicOptions are the rules of topics.
+type TopicOptions struct {
+	Default          topic.NamespaceOptions   `koanf:"default"`
+	Namespaces       []topic.NamespaceOptions `koanf:"namespaces"`
+	MaxSubscriptions int                      `koanf:"max_subscriptions"`
+	MaxLength        int                      `koanf:"max_length"`
+	// UserPersonal subscribes each identified session to its user's topic,
+	// PersonalNamespace + ":#" + user (without a namespace: "#" + user).
+	UserPersonal      bool   `koanf:"user_personal"`
+	PersonalNamespace string `koanf:"personal_namespace"`
+}
+
+// WebSocketOptions are of the WebSocket endpoints.
+type WebSocketOptions struct {
+	Path string `koanf:"path"`
+	// AllowedOrigins are patterns such as https://*.example.com; "*" allows all.
+	// A request without Origin, or from the host it goes to, is always allowed.
+	AllowedOrigins []string `koanf:"allowed_origins"`
+	// MessageSize is the largest message taken, in bytes.
+	MessageSize int `koanf:"message_size" unit:"bytes"`
+}
+
+// HeartbeatOptions are of the pings.
+type HeartbeatOptions struct {
+	Interval time.Duration `koanf:"interval"`
+	Timeout  time.Duration `koanf:"timeout"`
+	Misses   int           `koanf:"misses"`
+}
+
+// LimitOptions bound what peers can take.
+type LimitOptions struct {
+	// Connections is the most that are held; 0: what the descriptor limit allows.
+	Connections      int           `koanf:"connections"`
+	HTTPConnections  int           `koanf:"http_connections"`
+	HandshakeTimeout time.Duration `koanf:"handshake_timeout"`
+	ConnectTimeout   time.Duration `koanf:"connect_timeout"`
+	// PendingBytes is the most that waits for a peer before it is closed as slow.
+	PendingBytes int `koanf:"pending_bytes" unit:"bytes"`
+	// InboxBytes bounds the work that waits for one loop.
+	InboxBytes int `koanf:"inbox_bytes" unit:"bytes"`
+}
+
+// PoolOptions are of the workers that do what may block.
+type PoolOptions struct {
+	Workers    int    `koanf:"workers"`
+	QueueBytes int    `koanf:"queue_bytes" unit:"bytes"`
+	Overflow   string `koanf:"overflow"` // reply (error 111), close (3013)
+	// SessionBytes bounds the commands of one session that wait for an earlier one.
+	SessionBytes int `koanf:"session_bytes" unit:"bytes"`
+}
+
+// DrainOptions are of the end of the process.
+type DrainOptions struct {
+	Budget time.Duration `koanf:"budget"`
+}
+
+// DefaultOptions are the options of a server that nobody configured.
+func DefaultOptions() Options {
+	return Options{
+		Listen:  "127.0.0.1:8000",
+		Admin:   "127.0.0.1:8001",
+		DataDir: "perch-data",
+		Log:     LogOptions{Level: "info", Format: "text"},
+		Auth: AuthOptions{
+			Require: "connect", JWKSRefresh: 5 * time.Minute,
+			TokenTTL: time.Hour, RefreshTTL: 30 * 24 * time.Hour,
+		},
+		Topics:    TopicOptions{MaxSubscriptions: 128, MaxLength: 255},
+		WebSocket: WebSocketOptions{Path: "/connection/websocket", MessageSize: 64 << 10},
+		Heartbeat: HeartbeatOptions{Interval: 25 * time.Second, Timeout: 8 * time.Second, Misses: 1},
+		Limits: LimitOptions{
+			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second,
+			PendingBytes: 1 << 20, InboxBytes: 64 << 20,
+		},
+		Pool:  PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10},
+		Drain: DrainOptions{Budget: 10 * time.Second},
+	}
+}
