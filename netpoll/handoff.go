@@ -16,6 +16,7 @@ func (c *conn) handOff(b []byte) {
 	s := c.loop.server
 	if s.handed.Add(1) > int64(s.opts.HTTPConnections) {
 		s.handed.Add(-1)
+		s.httpRefused.Add(1)
 		c.overload()
 		return
 	}
@@ -32,6 +33,7 @@ func (c *conn) handOff(b []byte) {
 	default:
 		_ = closeFD(h.fd)
 		s.handed.Add(-1)
+		s.httpRefused.Add(1)
 		c.overload()
 		return
 	}

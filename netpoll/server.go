@@ -39,11 +39,12 @@ type Server struct {
 	watcher *watcher
 	kicks   chan *loop
 
-	open     atomic.Int64 // connections on the loops
-	handed   atomic.Int64 // connections with net/http
-	panics   atomic.Uint64
-	refused  atomic.Uint64 // closed at the hard cap
-	draining atomic.Bool
+	open        atomic.Int64 // connections on the loops
+	handed      atomic.Int64 // connections with net/http
+	panics      atomic.Uint64
+	httpRefused atomic.Uint64
+	refused     atomic.Uint64 // closed at the hard cap
+	draining    atomic.Bool
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
@@ -194,19 +195,33 @@ func (s *Server) each(f func(*loop)) {
 }
 
 // EachSession calls f on every loop with every session of it that is open, a
-// slice at a time. It returns when all loops have been asked, not when they
-// are done. f does not keep the session.
-func (s *Server) EachSession(f func(*session.Session)) {
-	s.each(func(l *loop) { l.PostTask(0, &sweep{l: l, f: f}) })
+// slice at a time. What it returns is closed when all loops are done. f does
+// not keep the session.
+func (s *Server) EachSession(f func(*session.Session)) (done <-chan struct{}) {
+	ended := make(chan struct{})
+	loops := *s.loops.Load()
+	left := new(atomic.Int64)
+	left.Store(int64(len(loops)) + 1)
+	finish := func() {
+		if left.Add(-1) == 0 {
+			close(ended)
+		}
+	}
+	for _, l := range loops {
+		l.PostTask(0, &sweep{l: l, f: f, finish: finish})
+	}
+	finish()
+	return ended
 }
 
 // sweepSlice is how many slots a sweep looks at in a turn.
 const sweepSlice = 1024
 
 type sweep struct {
-	l  *loop
-	f  func(*session.Session)
-	at int
+	l      *loop
+	f      func(*session.Session)
+	finish func()
+	at     int
 }
 
 // Run implements session.Task.
@@ -217,7 +232,11 @@ func (w *sweep) Run() (more bool) {
 			w.f(&c.sess)
 		}
 	}
-	return w.at < len(w.l.chunks)<<chunkBits
+	if w.at < len(w.l.chunks)<<chunkBits {
+		return true
+	}
+	w.finish()
+	return false
 }
 
 // loopOf finds or makes the loop of a gnet event loop, which is met with its

@@ -53,6 +53,7 @@ type loopStats struct {
 	BytesIn      counter
 	BytesOut     counter
 	FramesIn     counter
+	FramesOut    counter
 	Writes       counter
 	PendingBytes counter
 	Slow         counter
@@ -81,7 +82,10 @@ type Stats struct {
 	Slow         uint64 // closed as slow consumers
 	Pings        uint64
 	Pongs        uint64
+	FramesOut    uint64
 	Turns        uint64 // of the inboxes
+	Refused      uint64 // closed at the hard cap
+	HTTPRefused  uint64 // no room with net/http
 	Panics       uint64
 	Closes       map[string]uint64 // by reason
 	Handshakes   map[string]uint64 // by outcome
@@ -93,12 +97,14 @@ type LoopStats struct {
 	Open          int
 	InboxBytes    int64
 	InboxRejected uint64
+	Turns         uint64
+	Panics        uint64
 }
 
 // Stats adds the loops' counters up. Safe from any goroutine.
 func (s *Server) Stats() Stats {
 	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64)}
-	out.Panics = s.panics.Load()
+	out.Panics, out.Refused, out.HTTPRefused = s.panics.Load(), s.refused.Load(), s.httpRefused.Load()
 	s.each(func(l *loop) {
 		st := &l.stats
 		out.Accepted += st.Accepted.Load()
@@ -109,6 +115,7 @@ func (s *Server) Stats() Stats {
 		out.BytesIn += st.BytesIn.Load()
 		out.BytesOut += st.BytesOut.Load()
 		out.FramesIn += st.FramesIn.Load()
+		out.FramesOut += st.FramesOut.Load()
 		out.Writes += st.Writes.Load()
 		out.PendingBytes += int64(st.PendingBytes.Load())
 		out.Slow += st.Slow.Load()
@@ -126,6 +133,7 @@ func (s *Server) Stats() Stats {
 		}
 		out.Loops = append(out.Loops, LoopStats{
 			Open: int(st.Open.Load()), InboxBytes: l.inbox.bytes.Load(), InboxRejected: l.inbox.rejected.Load(),
+			Turns: st.Turns.Load(), Panics: st.Panics.Load(),
 		})
 	})
 	return out

@@ -126,6 +126,7 @@ func (c *conn) WriteFrame(frame []byte) {
 	o.parts = append(o.parts, frame)
 	o.bytes += len(frame)
 	c.loop.stats.MessagesOut.Add(1)
+	c.loop.stats.FramesOut.Add(1)
 	c.list()
 }
 
@@ -153,6 +154,7 @@ func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
 	b.B = appendHeader(b.B, op, len(payload))
 	b.B = append(b.B, payload...)
 	o.bytes += len(b.B) - n
+	c.loop.stats.FramesOut.Add(1)
 	c.list()
 }
 
@@ -223,6 +225,7 @@ func (c *conn) writeClose(code uint16, text string) {
 	buf.B = appendHeader(buf.B, ws.OpClose, len(b))
 	buf.B = append(buf.B, b...)
 	o.bytes += len(buf.B) - n
+	c.loop.stats.FramesOut.Add(1)
 	c.list()
 }
 

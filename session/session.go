@@ -45,11 +45,17 @@ type Session struct {
 	// Family is the hash of the token's family, by which a revocation finds the
 	// session; 0 where the token has none.
 	Family uint64
+	// Token is the hash of the token's jti, for the same; 0 where it has none.
+	Token uint64
 
 	State     State
 	Encoding  Encoding
 	Anonymous bool
 	listed    bool
+
+	// Expires is when the identity ends, in Unix seconds; 0 for never. (It stands
+	// where the compiler would pad.)
+	Expires uint32
 }
 
 // Extra is what only some sessions have. Its slices are owned by the session.

@@ -1,0 +1,3 @@
+package auth
+
+func rotateForever(dir string) {}

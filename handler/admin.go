@@ -1,0 +1,147 @@
+package handler
+
+import (
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+)
+
+// AdminState is how far the server's life has come, as /readyz tells it.
+type AdminState string
+
+// The states.
+const (
+	AdminStarting AdminState = "starting"
+	AdminReady    AdminState = "ready"
+	AdminDraining AdminState = "draining"
+)
+
+// AdminOptions say what the admin port answers. All of it but /api is open to
+// whoever reaches the port: it belongs on loopback or behind a network policy.
+type AdminOptions struct {
+	// API is served on /api/<method>.
+	API APIOptions
+	// Metrics is served on /metrics; nil: not at all.
+	Metrics http.Handler
+	// State is asked by /readyz; nil: always ready. Called from many goroutines.
+	State  func() AdminState
+	Logger *slog.Logger // nil: slog.Default()
+}
+
+// NewAdmin makes the handler of the admin port: the server API, metrics,
+// health, readiness and profiles. Safe from any goroutine.
+func NewAdmin(o AdminOptions) http.Handler {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.API.Logger == nil {
+		o.API.Logger = o.Logger
+	}
+	if o.State == nil {
+		o.State = func() AdminState { return AdminReady }
+	}
+	gin.SetMode(gin.ReleaseMode)
+	e := gin.New()
+	e.HandleMethodNotAllowed = true
+	e.RedirectTrailingSlash = false
+	e.ForwardedByClientIP = false
+	e.Use(adminHeaders, adminRecovered(o.Logger))
+	e.NoRoute(func(c *gin.Context) { adminError(c, http.StatusNotFound, apiMethodNotFound) })
+	e.NoMethod(func(c *gin.Context) { adminError(c, http.StatusMethodNotAllowed, apiBadRequest) })
+
+	RegisterAPI(e, o.API)
+	if o.Metrics != nil {
+		e.GET("/metrics", gin.WrapH(o.Metrics))
+	}
+	adminGet(e, "/healthz", func(c *gin.Context) {
+		c.JSON(http.StatusOK, gin.H{"status": "ok"})
+	})
+	adminGet(e, "/readyz", func(c *gin.Context) {
+		state, status := o.State(), http.StatusOK
+		if state != AdminReady {
+			status = http.StatusServiceUnavailable
+		}
+		c.JSON(status, gin.H{"ready": state == AdminReady, "state": state})
+	})
+	registerProfiles(e)
+	return e
+}
+
+// adminGet answers HEAD too: load balancers like it.
+func adminGet(r gin.IRouter, path string, h gin.HandlerFunc) {
+	r.GET(path, h)
+	r.HEAD(path, h)
+}
+
+func adminHeaders(c *gin.Context) {
+	c.Header("X-Content-Type-Options", "nosniff")
+	c.Header("Cache-Control", "no-store")
+}
+
+func adminError(c *gin.Context, status int, e *apiError) {
+	c.AbortWithStatusJSON(status, apiReply{Error: e})
+}
+
+func adminRecovered(log *slog.Logger) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p == http.ErrAbortHandler {
+				panic(p) // net/http's way to drop a connection; it is not logged there either
+			}
+			// Only the route's pattern: the request itself may carry a secret.
+			log.Error("admin request panicked", "err", p, "remote", c.Request.RemoteAddr,
+				"path", c.FullPath(), "stack", string(debug.Stack()))
+			if c.Writer.Written() {
+				panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+			}
+			adminError(c, http.StatusInternalServerError, apiInternal)
+		}()
+		c.Next()
+	}
+}
+
+// Bounds of an http.Server made by NewHTTPServer.
+const (
+	httpHeaderTimeout = 5 * time.Second
+	httpReadTimeout   = time.Minute
+	httpWriteTimeout  = time.Minute
+	httpIdleTimeout   = 75 * time.Second // longer than load balancers keep a connection
+	httpMaxHeader     = 32 << 10
+)
+
+// NewHTTPServer makes a server for h that gives no peer time without end: 5 s
+// for the head, a minute for the whole request, a minute for the answer, 75 s
+// between two. Handlers that take longer set their own deadline with
+// http.ResponseController. What net/http has to say goes to logger, at Debug:
+// it is about peers.
+func NewHTTPServer(h http.Handler, logger *slog.Logger) *http.Server {
+	if logger == nil {
+		logger = slog.Default()
+	}
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: httpHeaderTimeout,
+		ReadTimeout:       httpReadTimeout,
+		WriteTimeout:      httpWriteTimeout,
+		IdleTimeout:       httpIdleTimeout,
+		MaxHeaderBytes:    httpMaxHeader,
+		ErrorLog:          newHTTPLog(logger),
+	}
+}
+
+// httpLog takes the lines of net/http.
+type httpLog struct{ logger *slog.Logger }
+
+// Write implements io.Writer: each call is a line.
+func (l httpLog) Write(line []byte) (int, error) {
+	l.logger.Debug("http server", "err", strings.TrimSpace(string(line)))
+	return len(line), nil
+}

@@ -1,0 +1,64 @@
+package handler
+
+import (
+	"context"
+	"errors"
+
+	"perch/topic"
+)
+
+// apiError is an error of the server API as backends see it. The codes and the
+// texts are those of the client protocol.
+type apiError struct {
+	Code    uint32 `json:"code"`
+	Message string `json:"message"`
+}
+
+var (
+	apiInternal        = &apiError{100, "internal server error"}
+	apiUnauthorized    = &apiError{101, "unauthorized"}
+	apiUnknownTopic    = &apiError{102, "unknown channel"}
+	apiMethodNotFound  = &apiError{104, "method not found"}
+	apiLimitExceeded   = &apiError{106, "limit exceeded"}
+	apiBadRequest      = &apiError{107, "bad request"}
+	apiNotAvailable    = &apiError{108, "not available"}
+	apiExpired         = &apiError{110, "expired"}
+	apiTooManyRequests = &apiError{111, "too many requests"}
+)
+
+// errAPIUnanswered stands in the place of an answer that has not come.
+var errAPIUnanswered = errors.New("handler: no answer")
+
+// apiFault turns an error of a broker or a session into one that a backend
+// understands. What it does not know is internal.
+func apiFault(err error) *apiError {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, topic.ErrUnknownTopic):
+		return apiUnknownTopic
+	case errors.Is(err, topic.ErrTooMany):
+		return apiLimitExceeded
+	case errors.Is(err, topic.ErrNotAvailable):
+		return apiNotAvailable
+	case errors.Is(err, topic.ErrFull):
+		return apiTooManyRequests
+	}
+	return apiInternal
+}
+
+// fault is apiFault for the one error of a call; an internal one is logged,
+// unless the caller went away before the answer came.
+func (a *api) fault(ctx context.Context, err error) *apiError {
+	f := apiFault(err)
+	if f == apiInternal && !errors.Is(ctx.Err(), context.Canceled) {
+		a.Logger.Error("api call failed", "err", err)
+	}
+	return f
+}
+
+// bad answers 107; why is for the log of whoever debugs a backend.
+func (a *api) bad(why string) *apiError {
+	a.Logger.Debug("api bad request", "err", why)
+	return apiBadRequest
+}

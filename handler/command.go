@@ -1,0 +1,522 @@
+package handler
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"perch/auth"
+	"perch/protocol"
+	"perch/session"
+	"perch/topic"
+)
+
+// Error is an answer to a command that could not be done. What a registered
+// method returns as one goes to the client as it is.
+type Error = protocol.Error
+
+// Verifier decides about tokens. Its errors are those of package auth. Safe
+// from any goroutine.
+type Verifier interface {
+	Connect(token string) (*auth.Claims, error)
+	Subscription(token string) (*auth.SubscriptionClaims, error)
+	// Cheap tells whether verifying token is light enough for a loop.
+	Cheap(token string) bool
+}
+
+// Identity is what the opening handshake found out of a peer; it goes to
+// Commands.Open.
+type Identity struct {
+	// Claims are of the token that was verified before the upgrade; nil: none was
+	// sent.
+	Claims *auth.Claims
+	// FramePings says that the peer is pinged with frames of RFC 6455 and not with
+	// the protocol's own.
+	FramePings bool
+}
+
+// Require says where a peer must have shown a token.
+type Require string
+
+// The values of auth.require.
+const (
+	RequireConnect   Require = "connect"   // in the handshake or the connect command
+	RequireHandshake Require = "handshake" // before the upgrade
+	RequireNone      Require = "none"      // a peer without one is anonymous
+)
+
+// Overflow says what a command meets that there is no room for.
+type Overflow string
+
+// The values of pool.overflow.
+const (
+	OverflowReply Overflow = "reply" // error 111
+	OverflowClose Overflow = "close" // 3013
+)
+
+// Options configure Commands. Topics, Registry, Verifier and Pool must be set.
+type Options struct {
+	Node     session.Node
+	Topics   *topic.Topics
+	Registry *session.Registry
+	Verifier Verifier
+	Pool     *Pool
+	Logger   *slog.Logger
+	// Version is what the connect reply says.
+	Version string
+
+	Require  Require // "": RequireConnect
+	Insecure bool
+	// PingInterval is told to clients; 0 tells them that there are no pings.
+	PingInterval time.Duration
+	// ExpiredGrace is how long a client may be late with a refresh; 0 means 25 s.
+	ExpiredGrace time.Duration
+	// UserPersonal subscribes each session with a user to its PersonalTopic.
+	UserPersonal      bool
+	PersonalNamespace string
+
+	Overflow Overflow // "": OverflowReply
+	// SessionBytes bounds the commands of one session that wait for an earlier
+	// one; 0 means 256 KiB.
+	SessionBytes int
+	// CallTimeout bounds a call of a registered method, from its arrival; 0 means
+	// 10 s.
+	CallTimeout time.Duration
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+const (
+	defaultExpiredGrace = 25 * time.Second
+	defaultSessionBytes = 256 << 10
+	defaultCallTimeout  = 10 * time.Second
+
+	// drainSlice is how many commands of a backlog run before the loop's other
+	// work gets its turn.
+	drainSlice = 128
+	// maxBuffer is the largest buffer for replies that a loop keeps.
+	maxBuffer = 64 << 10
+	// maxTTL is the longest time, in seconds, that a client is told: a year. SDKs
+	// make a timer of it.
+	maxTTL = 365 * 24 * 3600
+)
+
+// Commands is the session.Handler of the Centrifuge client protocol.
+type Commands struct {
+	opts     Options
+	log      *slog.Logger
+	topics   *topic.Topics
+	pool     *Pool
+	counters Counters
+	// ctx ends with Close; the contexts of calls are its children.
+	ctx  context.Context
+	stop context.CancelFunc
+
+	methods atomic.Pointer[map[string]*method]
+	send    atomic.Pointer[sender]
+
+	// Each element is its loop's alone, which makes it when it first needs it.
+	loops [session.MaxLoops]*loopState
+}
+
+// loopState is what one loop keeps. It is touched there and nowhere else.
+type loopState struct {
+	buf []byte
+	// expiries are of the subscriptions that end before their session, in Unix
+	// seconds, by topic. Few sessions have any.
+	expiries map[session.ID]map[string]int64
+}
+
+// The encodings have the same numbers in both tables.
+const (
+	_ = uint8(protocol.JSON) - uint8(session.EncodingJSON)
+	_ = uint8(session.EncodingJSON) - uint8(protocol.JSON)
+	_ = uint8(protocol.Protobuf) - uint8(session.EncodingProtobuf)
+	_ = uint8(session.EncodingProtobuf) - uint8(protocol.Protobuf)
+)
+
+var (
+	_ session.Handler = (*Commands)(nil)
+	_ APISessions     = (*Commands)(nil)
+)
+
+// New makes the handler.
+func New(o Options) (*Commands, error) {
+	if o.Topics == nil || o.Registry == nil || o.Verifier == nil || o.Pool == nil {
+		return nil, errors.New("handler: topics, registry, verifier and pool must be set")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Require == "" {
+		o.Require = RequireConnect
+	}
+	if o.Overflow == "" {
+		o.Overflow = OverflowReply
+	}
+	if o.ExpiredGrace == 0 {
+		o.ExpiredGrace = defaultExpiredGrace
+	}
+	if o.SessionBytes == 0 {
+		o.SessionBytes = defaultSessionBytes
+	}
+	if o.CallTimeout == 0 {
+		o.CallTimeout = defaultCallTimeout
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// Close ends the contexts of the calls under way. The pool is its owner's to
+// close, afterwards. Safe from any goroutine.
+func (c *Commands) Close() { c.stop() }
+
+// Counters are the handler's counters. Safe from any goroutine.
+func (c *Commands) Counters() *Counters { return &c.counters }
+
+// work is what a session has in Session.Work while it needs it: from Open to
+// connect where the handshake left an identity, and while something of its is
+// under way outside the loop.
+type work struct {
+	identity Identity
+	// busy: a command's work is not done; later ones go to the backlog.
+	busy bool
+	// refused: connect was answered with an error. What the client sent behind it
+	// is not worth a close that tells it never to come back; it is ignored until
+	// the connect timeout.
+	refused bool
+	// cancel ends the call under way.
+	cancel context.CancelFunc
+	// backlog holds the commands that wait, each behind its length, from at on.
+	backlog []byte
+	at      int
+}
+
+func workOf(s *session.Session) *work {
+	w, _ := s.Work.(*work)
+	return w
+}
+
+func needWork(s *session.Session) *work {
+	w := workOf(s)
+	if w == nil {
+		w = &work{}
+		s.Work = w
+	}
+	return w
+}
+
+func encodingOf(s *session.Session) protocol.Encoding {
+	if s.Encoding == session.EncodingProtobuf {
+		return protocol.Protobuf
+	}
+	return protocol.JSON
+}
+
+// at is the state of the loop of s. Runs on the loop.
+func (c *Commands) at(s *session.Session) *loopState {
+	i := s.Loop().Index()
+	if c.loops[i] == nil {
+		c.loops[i] = &loopState{}
+	}
+	return c.loops[i]
+}
+
+// Open implements session.Handler. identity is an Identity, a pointer to one,
+// or nil.
+func (c *Commands) Open(s *session.Session, identity any) {
+	switch id := identity.(type) {
+	case Identity:
+		needWork(s).identity = id
+	case *Identity:
+		if id != nil {
+			needWork(s).identity = *id
+		}
+	}
+}
+
+// Message implements session.Handler: it runs the commands of one message, in
+// their order.
+func (c *Commands) Message(s *session.Session, data []byte, _ bool) {
+	e := encodingOf(s)
+	if protocol.IsPong(data, e) {
+		c.pong(s)
+		return
+	}
+	frame := protocol.NewFrame(data, e)
+	for !s.Closed() {
+		raw, err := frame.Next()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			c.malformed(s, err)
+			return
+		}
+		if protocol.IsEmptyCommand(raw, e) {
+			c.pong(s)
+			continue
+		}
+		w := workOf(s)
+		switch {
+		case w == nil || !w.busy && !w.refused:
+			c.run(s, e, raw)
+		case w.busy:
+			c.postpone(s, w, e, raw)
+		}
+	}
+}
+
+// Expire implements session.Handler.
+func (c *Commands) Expire(s *session.Session) { c.expire(s) }
+
+// Closed implements session.Handler.
+func (c *Commands) Closed(s *session.Session, _ session.Reason) {
+	if w := workOf(s); w != nil {
+		if w.cancel != nil {
+			w.cancel()
+		}
+		s.Work = nil
+	}
+	delete(c.at(s).expiries, s.ID())
+	c.topics.Leave(s)
+	c.opts.Registry.Remove(s)
+}
+
+// pong takes the answer to a ping; an answer to none breaks the protocol.
+func (c *Commands) pong(s *session.Session) {
+	if !s.Pong() {
+		c.badRequest(s, "pong without ping")
+	}
+}
+
+var errForm = errors.New("handler: command out of place")
+
+func (c *Commands) malformed(s *session.Session, err error) {
+	c.counters.Malformed.Add(1)
+	if c.log.Enabled(c.ctx, slog.LevelDebug) {
+		c.log.Debug("message refused", "session", c.clientID(s), "err", err)
+	}
+	s.Close(session.ReasonBadRequest)
+}
+
+func (c *Commands) badRequest(s *session.Session, why string) {
+	c.counters.Malformed.Add(1)
+	if c.log.Enabled(c.ctx, slog.LevelDebug) {
+		c.log.Debug("message refused", "session", c.clientID(s), "err", errForm, "reason", why)
+	}
+	s.Close(session.ReasonBadRequest)
+}
+
+func (c *Commands) clientID(s *session.Session) string { return c.opts.Node.ClientID(s.ID()) }
+
+// run decodes one command and does it.
+func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
+	var cmd protocol.Command
+	if err := protocol.Decode(raw, e, &cmd); err != nil {
+		c.malformed(s, err)
+		return
+	}
+	k := kindOf(&cmd)
+	switch {
+	case k == kindNone && cmd.Id == 0:
+		c.pong(s)
+		return
+	case cmd.Id == 0 && k != kindSend:
+		c.badRequest(s, "no id")
+		return
+	case (s.State == session.StateConnected) == (k == kindConnect):
+		c.badRequest(s, "connect must come first, and once")
+		return
+	}
+	c.counters.commands[k].Add(1)
+	switch k {
+	case kindConnect:
+		c.connect(s, &cmd)
+	case kindSubscribe:
+		c.subscribe(s, &cmd)
+	case kindUnsubscribe:
+		c.unsubscribe(s, &cmd)
+	case kindPublish:
+		c.publish(s, &cmd)
+	case kindRPC:
+		c.call(s, &cmd)
+	case kindSend:
+		c.sendCommand(s, &cmd)
+	case kindRefresh:
+		c.refresh(s, &cmd)
+	case kindSubRefresh:
+		c.subRefresh(s, &cmd)
+	case kindPresence, kindPresenceStats, kindHistory:
+		c.fail(s, cmd.Id, protocol.ErrNotAvailable)
+	default:
+		// PingRequest is in the protocol's files, but servers refuse it.
+		c.badRequest(s, "no request")
+	}
+}
+
+// reply sends r. Runs on the loop; s may be closed afterwards.
+func (c *Commands) reply(s *session.Session, r *protocol.Reply) {
+	st := c.at(s)
+	buf, err := protocol.AppendReply(st.buf[:0], encodingOf(s), r)
+	if err != nil {
+		// What an application gave can't be said in the client's format.
+		c.log.Error("reply not encoded", "session", c.clientID(s), "err", err)
+		if r.Id == 0 {
+			return
+		}
+		c.fail(s, r.Id, protocol.ErrInternal)
+		return
+	}
+	c.write(s, st, buf)
+}
+
+// fail answers the command id with e.
+func (c *Commands) fail(s *session.Session, id uint32, e *Error) {
+	c.counters.failed(e.Code)
+	if id == 0 {
+		return // a send is not answered
+	}
+	st := c.at(s)
+	buf, err := protocol.AppendError(st.buf[:0], encodingOf(s), id, e)
+	if err != nil {
+		c.log.Error("error not encoded", "session", c.clientID(s), "err", err)
+		return
+	}
+	c.write(s, st, buf)
+}
+
+func (c *Commands) push(s *session.Session, p *protocol.Push) {
+	c.reply(s, &protocol.Reply{Push: p})
+}
+
+func (c *Commands) write(s *session.Session, st *loopState, buf []byte) {
+	if cap(buf) <= maxBuffer {
+		st.buf = buf
+	}
+	s.Write(buf)
+}
+
+// noRoom answers a command that nothing has taken.
+func (c *Commands) noRoom(s *session.Session, id uint32) {
+	if c.opts.Overflow == OverflowClose {
+		s.Close(session.ReasonTooManyRequests)
+		return
+	}
+	c.fail(s, id, protocol.ErrTooManyRequests)
+}
+
+// postpone copies a command to the backlog.
+func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, raw []byte) {
+	waiting := len(w.backlog) - w.at
+	if waiting+len(raw)+binary.MaxVarintLen32 > c.opts.SessionBytes {
+		c.counters.BacklogOverflow.Add(1)
+		var cmd protocol.Command
+		if err := protocol.Decode(raw, e, &cmd); err != nil {
+			c.malformed(s, err)
+			return
+		}
+		c.noRoom(s, cmd.Id)
+		return
+	}
+	if w.at > 0 && len(w.backlog)+len(raw)+binary.MaxVarintLen32 > cap(w.backlog) {
+		w.backlog = w.backlog[:copy(w.backlog, w.backlog[w.at:])]
+		w.at = 0
+	}
+	w.backlog = binary.AppendUvarint(w.backlog, uint64(len(raw)))
+	w.backlog = append(w.backlog, raw...)
+}
+
+// offload runs slow in the pool and then, on the loop, what slow returned.
+// Until then the later commands of s wait. A panic answers the command with
+// error 100.
+func (c *Commands) offload(s *session.Session, id uint32, size int, slow func() func(*session.Session)) bool {
+	loop, name := s.Loop(), s.ID()
+	if !loop.Reserve(session.PostOverhead) {
+		c.counters.PoolFull.Add(1)
+		c.noRoom(s, id)
+		return false
+	}
+	w := needWork(s)
+	w.busy = true
+	taken := c.pool.Submit(session.PostOverhead+size, func() {
+		done := func(s *session.Session) { c.fail(s, id, protocol.ErrInternal) }
+		defer func() {
+			if r := recover(); r != nil {
+				c.log.Error("panic in pool", "err", r, "stack", string(debug.Stack()))
+			}
+			loop.Post(session.PostOverhead, name, func(s *session.Session) { c.resume(s, done) })
+		}()
+		done = slow()
+	})
+	if !taken {
+		loop.Release(session.PostOverhead)
+		w.busy = false
+		release(s)
+		c.counters.PoolFull.Add(1)
+		c.noRoom(s, id)
+	}
+	return taken
+}
+
+// resume takes the result of what was under way, and then the backlog. s is
+// nil where the session has ended. Runs on the loop.
+func (c *Commands) resume(s *session.Session, done func(*session.Session)) {
+	if s == nil || s.Closed() {
+		return
+	}
+	w := needWork(s)
+	w.busy = false
+	w.cancel = nil
+	if done != nil {
+		done(s)
+	}
+	c.drain(s)
+}
+
+// drain runs the commands of the backlog until one has to wait again.
+func (c *Commands) drain(s *session.Session) {
+	e := encodingOf(s)
+	for n := 1; !s.Closed(); n++ {
+		w := workOf(s)
+		if w == nil || w.busy {
+			return
+		}
+		if w.refused || w.at == len(w.backlog) {
+			w.backlog, w.at = nil, 0
+			release(s)
+			return
+		}
+		if n%drainSlice == 0 && s.Loop().Reserve(session.PostOverhead) {
+			w.busy = true
+			s.Loop().Post(session.PostOverhead, s.ID(), func(s *session.Session) { c.resume(s, nil) })
+			return
+		}
+		size, k := binary.Uvarint(w.backlog[w.at:])
+		from := w.at + k
+		w.at = from + int(size)
+		c.run(s, e, w.backlog[from:w.at])
+	}
+}
+
+// release drops the work of a session that has none.
+func release(s *session.Session) {
+	w := workOf(s)
+	if w != nil && !w.busy && !w.refused && w.cancel == nil && w.at == len(w.backlog) && w.identity == (Identity{}) {
+		s.Work = nil
+	}
+}
+
+func (c *Commands) now() int64 { return c.opts.Now().Unix() }
+
+// ttl is the time to tell a client, in seconds.
+func ttl(at, now int64) uint32 { return uint32(max(0, min(at-now, maxTTL))) }

@@ -1,0 +1,227 @@
+package handler
+
+import (
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+)
+
+// PublicOptions say what the public port answers over HTTP.
+type PublicOptions struct {
+	// Routes adds the token endpoints. Their paths are open to other origins as
+	// far as AllowOrigin says. nil: none.
+	Routes func(gin.IRouter)
+	// WebSocketPaths are served by the event loop. A request for one of them that
+	// comes this way is no upgrade (426), or came second on a connection that
+	// net/http holds already (Adopt).
+	WebSocketPaths []string
+	// Adopt takes over an upgrade request, and with it the connection, which it
+	// hijacks from w. It may also answer over w. It runs on the goroutine of the
+	// request. nil: such a request gets 503 and the connection is closed, so that
+	// the client's next one starts afresh.
+	Adopt func(w http.ResponseWriter, r *http.Request)
+	// AllowOrigin tells whether a page of origin may read answers of host; the
+	// two are the request's headers. nil: no other origin may. Called from many
+	// goroutines.
+	AllowOrigin func(origin, host string) bool
+	// Demo serves the page at /demo.
+	Demo bool
+	// DemoClient, where set, is handed to whoever opens the page: only for dev
+	// mode. nil: the page asks for a token or for credentials.
+	DemoClient *DemoClient
+	// DemoTopic is what the page subscribes to; empty: news.
+	DemoTopic string
+	// DemoWebSocketPath is where the page connects to; empty: the first of
+	// WebSocketPaths.
+	DemoWebSocketPath string
+	// Logger takes panics; nil: slog.Default().
+	Logger *slog.Logger
+}
+
+// DemoClient are the example client's credentials.
+type DemoClient struct {
+	ID     string `json:"id"`
+	Secret string `json:"secret"`
+}
+
+// NewPublic makes the handler of the public port: the token endpoints, the
+// demo page, and answers to what is neither. Safe from any goroutine.
+func NewPublic(o PublicOptions) http.Handler {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	gin.SetMode(gin.ReleaseMode)
+	e := gin.New()
+	e.HandleMethodNotAllowed = true
+	// Gin builds the redirect from X-Forwarded-Prefix, which any client can send.
+	e.RedirectTrailingSlash = false
+	// No proxy is known, so a forwarded address would be the client's own word,
+	// and the slowing of brute force goes by address.
+	e.ForwardedByClientIP = false
+
+	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string)}
+	e.Use(defaultHeaders, recovered(o.Logger), cross.handle)
+	e.NoRoute(func(c *gin.Context) { problem(c, http.StatusNotFound, "not_found", "no such path") })
+	e.NoMethod(func(c *gin.Context) {
+		allowWithHead(c.Writer.Header())
+		problem(c, http.StatusMethodNotAllowed, "method_not_allowed", "see the Allow header")
+	})
+
+	if o.Routes != nil {
+		o.Routes(e)
+		for _, r := range e.Routes() {
+			cross.methods[r.Path] = append(cross.methods[r.Path], r.Method)
+		}
+	}
+	for _, p := range o.WebSocketPaths {
+		e.GET(p, upgradeRequired(o.Adopt))
+	}
+	if o.Demo {
+		registerDemo(e, o)
+	}
+	return headAsGet(e)
+}
+
+// problem answers with the shape of RFC 6749's errors, so that a client of the
+// token endpoint reads one kind of error whatever went wrong.
+func problem(c *gin.Context, status int, code, description string) {
+	c.AbortWithStatusJSON(status, gin.H{"error": code, "error_description": description})
+}
+
+// defaultHeaders forbids everything that an answer of ours never needs; pages
+// put their own policy in its place.
+func defaultHeaders(c *gin.Context) {
+	h := c.Writer.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+}
+
+func recovered(log *slog.Logger) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p == http.ErrAbortHandler {
+				panic(p) // net/http's way to drop a connection; it is not logged there either
+			}
+			// The request itself stays out of the log: it may carry a secret.
+			log.Error("request panicked", "err", p, "remote", c.Request.RemoteAddr,
+				"path", c.FullPath(), "stack", string(debug.Stack()))
+			if c.Writer.Written() {
+				// Half an answer must not look like a whole one.
+				panic(http.ErrAbortHandler)
+			}
+			problem(c, http.StatusInternalServerError, "server_error", "internal error")
+		}()
+		c.Next()
+	}
+}
+
+// headAsGet answers HEAD wherever GET is answered; net/http drops the body.
+func headAsGet(e *gin.Engine) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead && !isUpgrade(r) {
+			// A copy: net/http looks at its own request to know that there is no body.
+			r = r.WithContext(r.Context())
+			r.Method = http.MethodGet
+		}
+		e.ServeHTTP(w, r)
+	})
+}
+
+func allowWithHead(h http.Header) {
+	if allow := h.Get("Allow"); slices.Contains(strings.Split(allow, ", "), http.MethodGet) {
+		h.Set("Allow", allow+", "+http.MethodHead)
+	}
+}
+
+// upgradeRequired answers plain requests for a WebSocket path (RFC 9110,
+// section 15.5.22) and passes upgrades on.
+func upgradeRequired(adopt func(http.ResponseWriter, *http.Request)) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		h := c.Writer.Header()
+		if !isUpgrade(c.Request) {
+			h.Set("Upgrade", "websocket")
+			h.Set("Connection", "Upgrade")
+			h.Set("Sec-WebSocket-Version", "13")
+			problem(c, http.StatusUpgradeRequired, "upgrade_required", "this path speaks WebSocket")
+			return
+		}
+		if adopt == nil {
+			h.Set("Connection", "close")
+			h.Set("Retry-After", "1")
+			problem(c, http.StatusServiceUnavailable, "unavailable", "upgrade on a new connection")
+			return
+		}
+		// The headers of answers are none of a handshake's.
+		for _, k := range []string{"X-Content-Type-Options", "Referrer-Policy", "Content-Security-Policy"} {
+			h.Del(k)
+		}
+		adopt(c.Writer, c.Request)
+	}
+}
+
+func isUpgrade(r *http.Request) bool {
+	return hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket")
+}
+
+// hasToken looks for a token in a comma-separated header, which may stand on
+// several lines.
+func hasToken(values []string, token string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// crossOrigin lets pages of allowed origins use the token endpoints. Cookies
+// are never asked for: the endpoints take credentials from the request alone.
+type crossOrigin struct {
+	allow   func(origin, host string) bool
+	methods map[string][]string // by path; fixed once NewPublic returns
+}
+
+func (x *crossOrigin) handle(c *gin.Context) {
+	methods, ok := x.methods[c.Request.URL.Path]
+	if !ok {
+		return
+	}
+	h, r := c.Writer.Header(), c.Request
+	h.Add("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	allowed := origin != "" && x.allow != nil && x.allow(origin, r.Host)
+	if allowed {
+		h.Set("Access-Control-Allow-Origin", origin)
+	}
+	if r.Method != http.MethodOptions || slices.Contains(methods, http.MethodOptions) {
+		return
+	}
+	list := strings.Join(methods, ", ")
+	if slices.Contains(methods, http.MethodGet) {
+		list += ", " + http.MethodHead
+	}
+	h.Set("Allow", list)
+	if r.Header.Get("Access-Control-Request-Method") == "" {
+		c.AbortWithStatus(http.StatusNoContent)
+		return
+	}
+	if !allowed {
+		problem(c, http.StatusForbidden, "origin_not_allowed", "see websocket.allowed_origins")
+		return
+	}
+	h.Set("Access-Control-Allow-Methods", list)
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+	h.Set("Access-Control-Max-Age", "600")
+	c.AbortWithStatus(http.StatusNoContent)
+}

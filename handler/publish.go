@@ -1,0 +1,127 @@
+package handler
+
+import (
+	"errors"
+	"sync/atomic"
+
+	pb "github.com/centrifugal/protocol"
+
+	"perch/protocol"
+	"perch/session"
+	"perch/topic"
+)
+
+// Encoders is the table of the wire formats that this protocol fills. An
+// encoder's result is a whole WebSocket frame. Safe from any goroutine.
+func Encoders() topic.Encoders {
+	var t topic.Encoders
+	t[session.EncodingJSON] = encoder(protocol.JSON)
+	t[session.EncodingProtobuf] = encoder(protocol.Protobuf)
+	return t
+}
+
+func encoder(e protocol.Encoding) topic.Encoder {
+	return func(name string, p *topic.Publication) ([]byte, error) {
+		out := protocol.Publication{Data: p.Data, Tags: p.Tags, Offset: p.Offset}
+		if p.Info != nil {
+			out.User, out.Client, out.ConnInfo = p.Info.User, p.Info.Client, p.Info.ConnInfo
+		}
+		return protocol.PublicationFrame(e, name, &out)
+	}
+}
+
+func (c *Commands) mayPublish(s *session.Session, ns *topic.Namespace, name string) bool {
+	if c.opts.Insecure {
+		return true
+	}
+	if s.Anonymous && !ns.AllowPublishForAnonymous || !mayUse(name, s.User()) {
+		return false
+	}
+	return ns.AllowPublishForClient || ns.AllowPublishForSubscriber && c.topics.Subscribed(s, name)
+}
+
+// publishing is a publication that the broker has. Whoever comes second, the
+// loop that asks or the broker that answers, sees that the other was there.
+type publishing struct {
+	c     *Commands
+	loop  session.Loop
+	name  session.ID
+	id    uint32
+	err   error
+	state atomic.Uint32
+}
+
+const (
+	publishStarted  = iota
+	publishAnswered // before the loop looked
+	publishAwaited  // the loop has gone on; the answer is posted
+)
+
+func (c *Commands) publish(s *session.Session, cmd *protocol.Command) {
+	req, id := cmd.Publish, cmd.Id
+	name := req.Channel
+	if name == "" {
+		c.badRequest(s, "no topic")
+		return
+	}
+	if req.Type != 0 {
+		c.fail(s, id, protocol.ErrNotAvailable) // map publications
+		return
+	}
+	ns, e := c.namespace(name)
+	switch {
+	case e != nil:
+		c.fail(s, id, e)
+		return
+	case !c.mayPublish(s, ns, name):
+		c.fail(s, id, protocol.ErrPermissionDenied)
+		return
+	case len(req.Data) == 0:
+		c.fail(s, id, protocol.ErrBadRequest)
+		return
+	}
+	loop := s.Loop()
+	if !loop.Reserve(session.PostOverhead) {
+		c.counters.PoolFull.Add(1)
+		c.noRoom(s, id)
+		return
+	}
+	info := &topic.PublisherInfo{User: s.User(), Client: c.clientID(s)}
+	if s.Extra != nil {
+		info.ConnInfo = s.Extra.Info
+	}
+	p := &publishing{c: c, loop: loop, name: s.ID(), id: id}
+	c.topics.Publish(name, &topic.Publication{Data: req.Data, Info: info}, p.done)
+	if p.state.CompareAndSwap(publishStarted, publishAwaited) {
+		needWork(s).busy = true
+		return
+	}
+	loop.Release(session.PostOverhead)
+	p.answer(s)
+}
+
+// done takes the broker's answer. Runs on any goroutine.
+func (p *publishing) done(_ topic.Position, err error) {
+	p.err = err
+	if p.state.CompareAndSwap(publishStarted, publishAnswered) {
+		return
+	}
+	p.loop.Post(session.PostOverhead, p.name, func(s *session.Session) { p.c.resume(s, p.answer) })
+}
+
+// answer runs on the loop.
+func (p *publishing) answer(s *session.Session) {
+	switch {
+	case p.err == nil:
+		p.c.reply(s, &protocol.Reply{Id: p.id, Publish: &pb.PublishResult{}})
+	case errors.Is(p.err, topic.ErrFull):
+		p.c.fail(s, p.id, protocol.ErrTooManyRequests)
+	case errors.Is(p.err, topic.ErrUnknownTopic):
+		p.c.fail(s, p.id, protocol.ErrUnknownChannel)
+	case errors.Is(p.err, topic.ErrNotAvailable):
+		p.c.fail(s, p.id, protocol.ErrNotAvailable)
+	default:
+		p.c.log.Error("publish failed", "session", p.c.clientID(s), "err", p.err)
+		p.c.fail(s, p.id, protocol.ErrInternal)
+	}
+}

@@ -1,0 +1,434 @@
+package perch_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"perch"
+	"perch/internal/testkit"
+)
+
+// request is an opening handshake that a case departs from.
+type request struct {
+	line  string
+	lines []string
+}
+
+func handshake(host string) request {
+	head := testkit.Head(host, "/echo")
+	lines := strings.Split(strings.TrimSuffix(head, "\r\n\r\n"), "\r\n")
+	return request{line: lines[0], lines: lines[1:]}
+}
+
+func (r request) without(name string) request {
+	r.lines = slices.DeleteFunc(slices.Clone(r.lines), func(l string) bool {
+		return strings.EqualFold(l[:strings.IndexByte(l, ':')], name)
+	})
+	return r
+}
+
+func (r request) with(line string) request {
+	r.lines = append(slices.Clone(r.lines), line)
+	return r
+}
+
+// set replaces a header line.
+func (r request) set(name, value string) request { return r.without(name).with(name + ": " + value) }
+
+// renamed changes the names of the header lines.
+func (r request) renamed(change func(string) string) request {
+	r.lines = slices.Clone(r.lines)
+	for i, l := range r.lines {
+		name, value, _ := strings.Cut(l, ":")
+		r.lines[i] = change(name) + ":" + value
+	}
+	return r
+}
+
+func (r request) start(line string) request { r.line = line; return r }
+
+func (r request) String() string {
+	return testkit.HeadOf(append([]string{r.line}, r.lines...)...)
+}
+
+// TestRFC6455Handshake: RFC 6455, section 4.1, 4.2 and 4.4; RFC 9112, section
+// 2.2 (line ends), 3 (request line), 3.2 (Host) and 5.2 (folding).
+func TestRFC6455Handshake(t *testing.T) {
+	s := start(t, func(o *perch.Options) { o.Echo = true })
+	ok := handshake(s.public)
+	const (
+		good = http.StatusSwitchingProtocols
+		bad  = http.StatusBadRequest
+		want = http.StatusUpgradeRequired
+	)
+	// fill makes a head of exactly n bytes.
+	fill := func(n int) string {
+		r := ok.with("X-Fill: ")
+		return ok.with("X-Fill: " + strings.Repeat("f", n-len(r.String()))).String()
+	}
+	for _, c := range []struct {
+		section, name string
+		head          string
+		status        []int
+	}{
+		{"4.1", "as it should be", ok.String(), []int{good}},
+		{"4.1", "with a query", ok.start("GET /echo?a=1&b=%20 HTTP/1.1").String(), []int{good}},
+		{"4.1", "absolute target", ok.start("GET http://" + s.public + "/echo HTTP/1.1").String(), []int{good}},
+		{"4.1", "another path", ok.start("GET /nowhere HTTP/1.1").String(), []int{http.StatusNotFound}},
+		{"4.1", "POST", ok.start("POST /echo HTTP/1.1").String(), []int{bad, http.StatusMethodNotAllowed}},
+		{"4.1", "method in lower case", ok.start("get /echo HTTP/1.1").String(), []int{bad, http.StatusMethodNotAllowed}},
+		{"4.1", "HTTP/1.0", ok.start("GET /echo HTTP/1.0").String(), []int{bad, want, http.StatusHTTPVersionNotSupported}},
+		{"4.1", "HTTP/2.0", ok.start("GET /echo HTTP/2.0").String(), []int{bad, http.StatusHTTPVersionNotSupported}},
+		{"4.1", "no version", ok.start("GET /echo").String(), []int{bad}},
+		{"4.1", "no HTTP", ok.start("GET /echo FTP/1.1").String(), []int{bad}},
+		{"4.1", "two spaces", ok.start("GET  /echo HTTP/1.1").String(), []int{bad}},
+		{"4.1", "control character in the target", ok.start("GET /ec\x01ho HTTP/1.1").String(), []int{bad}},
+
+		{"4.1", "no Host", ok.without("Host").String(), []int{bad}},
+		{"4.1", "two Hosts", ok.with("Host: other.example").String(), []int{bad}},
+		{"4.1", "Host that is no host", ok.set("Host", "a b/c").String(), []int{bad}},
+
+		{"4.2.1", "no Upgrade", ok.without("Upgrade").String(), []int{bad, want}},
+		{"4.2.1", "another Upgrade", ok.set("Upgrade", "h2c").String(), []int{bad, want}},
+		{"4.2.1", "Upgrade in capitals", ok.set("Upgrade", "WebSocket").String(), []int{good}},
+		{"4.2.1", "Upgrade as one of a list", ok.set("Upgrade", "h2c, websocket").String(), []int{good}},
+		{"4.2.1", "Upgrade that only begins so", ok.set("Upgrade", "websocketx").String(), []int{bad, want}},
+		{"4.2.1", "header names in capitals", ok.renamed(strings.ToUpper).String(), []int{good}},
+		{"4.2.1", "header names in lower case", ok.renamed(strings.ToLower).String(), []int{good}},
+
+		{"4.2.1", "no Connection", ok.without("Connection").String(), []int{bad, want}},
+		{"4.2.1", "Connection: keep-alive alone", ok.set("Connection", "keep-alive").String(), []int{bad, want}},
+		{"4.2.1", "Connection as a list", ok.set("Connection", "keep-alive, Upgrade").String(), []int{good}},
+		{"4.2.1", "Connection in another case", ok.set("Connection", "uPgRaDe").String(), []int{good}},
+		{"4.2.1", "Connection on two lines", ok.set("Connection", "keep-alive").with("Connection: Upgrade").String(), []int{good}},
+		{"4.2.1", "no space behind the colon", ok.without("Connection").with("Connection:Upgrade").String(), []int{good}},
+		{"4.2.1", "spaces around the value", ok.without("Connection").with("Connection:  \tUpgrade \t").String(), []int{good}},
+
+		{"4.2.1", "no key", ok.without("Sec-WebSocket-Key").String(), []int{bad}},
+		{"4.2.1", "empty key", ok.set("Sec-WebSocket-Key", "").String(), []int{bad}},
+		{"4.2.1", "key of 15 bytes", ok.set("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAA").String(), []int{bad}},
+		{"4.2.1", "key of 17 bytes", ok.set("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAAA=").String(), []int{bad}},
+		{"4.2.1", "key that is no base64", ok.set("Sec-WebSocket-Key", "????????????????????????").String(), []int{bad}},
+		{"11.3.1", "two keys", ok.with("Sec-WebSocket-Key: " + testkit.Key).String(), []int{bad}},
+
+		{"4.4", "no version", ok.without("Sec-WebSocket-Version").String(), []int{bad, want}},
+		{"4.4", "version 8", ok.set("Sec-WebSocket-Version", "8").String(), []int{want}},
+		{"4.4", "version 14", ok.set("Sec-WebSocket-Version", "14").String(), []int{want}},
+		{"4.4", "version that is no number", ok.set("Sec-WebSocket-Version", "x").String(), []int{bad, want}},
+		{"4.4", "two versions", ok.with("Sec-WebSocket-Version: 8").String(), []int{bad, want}},
+
+		{"4.2.1", "content length", ok.with("Content-Length: 5").String(), []int{bad}},
+		{"4.2.1", "chunked body", ok.with("Transfer-Encoding: chunked").String(), []int{bad}},
+
+		{"9112 2.2", "line ends without CR", strings.ReplaceAll(ok.String(), "\r\n", "\n"), []int{bad}},
+		{"9112 2.2", "one line end without CR", strings.Replace(ok.String(), "\r\nUpgrade", "\nUpgrade", 1), []int{bad}},
+		{"9112 2.2", "CR inside a line", ok.with("X-A: a\rb").String(), []int{bad}},
+		{"9112 5.2", "folded line", ok.with("X-A: a\r\n b").String(), []int{bad}},
+		{"9112 5.1", "space before the colon", ok.with("X-A : a").String(), []int{bad}},
+		{"9112 5.1", "no colon", ok.with("nonsense").String(), []int{bad}},
+		{"9112 5.1", "empty name", ok.with(": a").String(), []int{bad}},
+		{"9110 5.5", "NUL in a value", ok.with("X-A: a\x00b").String(), []int{bad}},
+		{"9110 5.5", "bytes above ASCII in a value", ok.with("X-A: \xe2\x82\xac").String(), []int{good}},
+		{"9110 5.6.2", "name that is no token", ok.with("X(A): a").String(), []int{bad}},
+
+		{"limits", "head of 8 KiB", fill(8 << 10), []int{good}},
+		{"limits", "head of 8 KiB and a byte", fill(8<<10 + 1), []int{http.StatusRequestHeaderFieldsTooLarge}},
+		{"limits", "head of 64 KiB", fill(64 << 10), []int{http.StatusRequestHeaderFieldsTooLarge}},
+		{"limits", "target of 9 KiB", ok.start("GET /echo?" + strings.Repeat("q", 9<<10) + " HTTP/1.1").String(),
+			[]int{http.StatusRequestHeaderFieldsTooLarge, http.StatusRequestURITooLong}},
+		{"limits", "no request at all", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", []int{bad}},
+	} {
+		t.Run(c.section+"/"+c.name, func(t *testing.T) {
+			t.Parallel()
+			attemptHandshake(t, s.public, c.head, c.status, "whole", (*testkit.Conn).Send)
+			if len(c.head) > 1<<10 || t.Failed() {
+				return
+			}
+			attemptHandshake(t, s.public, c.head, c.status, "byte by byte", (*testkit.Conn).SendEach)
+			for at := 1; at < len(c.head) && !t.Failed(); at += 1 + len(c.head)/40 {
+				attemptHandshake(t, s.public, c.head, c.status, fmt.Sprintf("cut at %d", at), func(w *testkit.Conn, p []byte) error {
+					return w.SendCut(p, at)
+				})
+			}
+		})
+	}
+}
+
+func attemptHandshake(t *testing.T, addr, head string, status []int, how string, send func(*testkit.Conn, []byte) error) {
+	t.Helper()
+	w, err := testkit.Dial(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Reset()
+	sent := make(chan error, 1)
+	go func() { sent <- send(w, []byte(head)) }()
+	method, _, _ := strings.Cut(head, " ")
+	resp, err := w.Response(method)
+	if err != nil {
+		t.Errorf("%s: no answer: %v", how, err)
+		return
+	}
+	if !slices.Contains(status, resp.StatusCode) {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		t.Errorf("%s: got %s %q, want %v", how, resp.Status, body, status)
+		return
+	}
+	if resp.StatusCode == http.StatusUpgradeRequired && resp.Header.Get("Sec-WebSocket-Version") != "13" {
+		t.Errorf("%s: 426 without Sec-WebSocket-Version: 13: %v", how, resp.Header)
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Errorf("%s: body: %v", how, err)
+		}
+		return
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("%s: %v", how, err)
+	}
+	if got := resp.Header.Get("Sec-WebSocket-Accept"); got != testkit.Accept {
+		t.Errorf("%s: Sec-WebSocket-Accept is %q, want %q", how, got, testkit.Accept)
+	}
+	if err := w.SendFrames(testkit.Text("x")); err != nil {
+		t.Errorf("%s: %v", how, err)
+	}
+	if err := gotText("x").check(w); err != nil {
+		t.Errorf("%s: %v", how, err)
+	}
+}
+
+// TestRFC6455Keys: section 4.2.2, the accept value is that of each key.
+func TestRFC6455Keys(t *testing.T) {
+	s := start(t, func(o *perch.Options) { o.Echo = true })
+	for _, key := range []string{testkit.Key, "AAAAAAAAAAAAAAAAAAAAAA==", "/+/+/+/+/+/+/+/+/+/+/w=="} {
+		w, err := testkit.Dial(s.public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Reset()
+		if err := w.Send([]byte(handshake(s.public).set("Sec-WebSocket-Key", key).String())); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.Response("GET")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := resp.Header.Get("Sec-WebSocket-Accept"); resp.StatusCode != 101 || got != testkit.AcceptOf(key) {
+			t.Errorf("key %q: %s, accept %q, want %q", key, resp.Status, got, testkit.AcceptOf(key))
+		}
+	}
+}
+
+// TestHandshakePipelined: frames that come in the same segment as the head are
+// not lost, wherever the segment is cut.
+func TestHandshakePipelined(t *testing.T) {
+	s := start(t, func(o *perch.Options) { o.Echo = true })
+	head := []byte(testkit.Head(s.public, "/echo"))
+	all := append(slices.Clone(head), frames(testkit.Text("first").More(), testkit.Ping("p"), testkit.Continuation("!"), testkit.Text("second"))...)
+	for at := len(head) - 6; at < len(all); at++ {
+		w, err := testkit.Dial(s.public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Reset()
+		if err := w.SendCut(all, at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Upgraded(); err != nil {
+			t.Fatalf("cut at %d: %v", at, err)
+		}
+		for _, r := range replies(gotPong("p"), gotText("first!"), gotText("second")) {
+			if err := r.check(w); err != nil {
+				t.Fatalf("cut at %d: %v", at, err)
+			}
+		}
+	}
+}
+
+// TestHandshakeSubprotocols: section 4.2.2, /subprotocol/. What the server
+// picks is one that was offered, or none.
+func TestHandshakeSubprotocols(t *testing.T) {
+	s := start(t, func(o *perch.Options) { o.Echo, o.Insecure = true, true })
+	const pb = "centrifuge-protobuf"
+	for _, c := range []struct {
+		name, path string
+		offered    []string
+		want       string
+	}{
+		{"none offered", "/connection/websocket", nil, ""},
+		{"ours", "/connection/websocket", []string{pb}, pb},
+		{"ours in a list", "/connection/websocket", []string{"foo, " + pb}, pb},
+		{"ours on the second line", "/connection/websocket", []string{"foo", pb}, pb},
+		{"another", "/connection/websocket", []string{"graphql-ws"}, ""},
+		{"begins like ours", "/connection/websocket", []string{pb + "x"}, ""},
+		{"on echo", "/echo", []string{pb}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var lines []string
+			for _, o := range c.offered {
+				lines = append(lines, "Sec-WebSocket-Protocol: "+o)
+			}
+			w, err := testkit.Dial(s.public)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Reset()
+			if err := w.Send([]byte(testkit.Head(s.public, c.path, lines...))); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := w.Upgraded()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := resp.Header.Get("Sec-WebSocket-Protocol"); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+	t.Run("no extension is accepted", func(t *testing.T) {
+		w, err := testkit.Open(s.public, "/echo", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits")
+		if err != nil {
+			t.Fatal(err) // Open refuses an answer that names one
+		}
+		w.Reset()
+	})
+}
+
+// TestHandshakeOrigins: section 10.2.
+func TestHandshakeOrigins(t *testing.T) {
+	s := start(t, func(o *perch.Options) {
+		o.Insecure = true
+		o.WebSocket.AllowedOrigins = []string{"https://*.example.com", "https://app.test:8443"}
+	})
+	for _, c := range []struct {
+		name   string
+		lines  []string
+		status int
+	}{
+		{"none", nil, 101},
+		{"same host", []string{"Origin: http://" + s.public}, 101},
+		{"pattern", []string{"Origin: https://a.example.com"}, 101},
+		{"exact", []string{"Origin: https://app.test:8443"}, 101},
+		{"another scheme", []string{"Origin: http://a.example.com"}, 403},
+		{"another port", []string{"Origin: https://app.test:8444"}, 403},
+		{"pattern in the middle", []string{"Origin: https://a.example.com.evil.net"}, 403},
+		{"pattern as a user", []string{"Origin: https://a.example.com@evil.net"}, 403},
+		{"another host", []string{"Origin: https://evil.net"}, 403},
+		{"null", []string{"Origin: null"}, 403},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			attemptStatus(t, s.public, testkit.Head(s.public, "/connection/websocket", c.lines...), c.status)
+		})
+	}
+}
+
+func attemptStatus(t *testing.T, addr, head string, status int) *http.Response {
+	t.Helper()
+	w, err := testkit.Dial(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Reset()
+	if err := w.Send([]byte(head)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := w.Response("GET")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != status {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		t.Errorf("got %s %q, want %d", resp.Status, body, status)
+	}
+	return resp
+}
+
+// TestHandshakeSlow: a head that does not come to its end in time is dropped,
+// however busily it drips.
+func TestHandshakeSlow(t *testing.T) {
+	s := start(t, func(o *perch.Options) {
+		o.Echo = true
+		o.Limits.HandshakeTimeout = 300 * time.Millisecond
+	})
+	head := []byte(testkit.Head(s.public, "/echo"))
+	dial := func(t *testing.T) *testkit.Conn {
+		t.Helper()
+		w, err := testkit.Dial(s.public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Reset() })
+		return w
+	}
+	t.Run("nothing sent", func(t *testing.T) {
+		t.Parallel()
+		if err := dial(t).Ended(testkit.Timeout); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("half a head", func(t *testing.T) {
+		t.Parallel()
+		w := dial(t)
+		if err := w.Send(head[:len(head)/2]); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Ended(testkit.Timeout); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("dripping", func(t *testing.T) {
+		t.Parallel()
+		w := dial(t)
+		ended := make(chan error, 1)
+		go func() { ended <- w.Ended(testkit.Timeout) }()
+		drip := time.NewTicker(10 * time.Millisecond)
+		defer drip.Stop()
+		// The head is long enough to last well over the timeout.
+		for _, b := range head {
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			case <-drip.C:
+				_ = w.Send([]byte{b}) // fails once the server has closed
+			}
+		}
+		t.Error("the whole head was taken")
+		w.Reset()
+		<-ended
+	})
+	t.Run("in time stays", func(t *testing.T) {
+		t.Parallel()
+		w := dial(t)
+		if err := w.Send(head); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Upgraded(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Quiet(time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("half a head, then shut", func(t *testing.T) {
+		t.Parallel()
+		w := dial(t)
+		if err := w.Send(head[:20]); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Ended(testkit.Timeout); err != nil && !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	})
+}

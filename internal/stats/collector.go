@@ -1,0 +1,215 @@
+package stats
+
+import (
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const namespace = "perch_"
+
+// metric is a row of the table of all metrics.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	each func(s *Snapshot, emit func(v float64, labels ...string))
+}
+
+func row(kind prometheus.ValueType, name, help string, labels []string,
+	each func(*Snapshot, func(float64, ...string))) metric {
+	return metric{prometheus.NewDesc(namespace+name, help, labels, nil), kind, each}
+}
+
+func gauge(name, help string, f func(*Snapshot) int64) metric {
+	return row(prometheus.GaugeValue, name, help, nil, func(s *Snapshot, emit func(float64, ...string)) {
+		emit(float64(f(s)))
+	})
+}
+
+func counter(name, help string, f func(*Snapshot) uint64) metric {
+	return row(prometheus.CounterValue, name, help, nil, func(s *Snapshot, emit func(float64, ...string)) {
+		emit(float64(f(s)))
+	})
+}
+
+func counterBy(name, help, label string, f func(*Snapshot) map[string]uint64) metric {
+	return row(prometheus.CounterValue, name, help, []string{label}, func(s *Snapshot, emit func(float64, ...string)) {
+		for value, n := range f(s) {
+			emit(float64(n), value)
+		}
+	})
+}
+
+func traffic(name, help string, f func(*Snapshot) Traffic) metric {
+	return row(prometheus.CounterValue, name, help, []string{"direction"}, func(s *Snapshot, emit func(float64, ...string)) {
+		t := f(s)
+		emit(float64(t.In), "in")
+		emit(float64(t.Out), "out")
+	})
+}
+
+func perLoop(kind prometheus.ValueType, name, help string, f func(*Loop) float64) metric {
+	return row(kind, name, help, []string{"loop"}, func(s *Snapshot, emit func(float64, ...string)) {
+		for i := range s.Loops {
+			emit(f(&s.Loops[i]), strconv.Itoa(i))
+		}
+	})
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// table is every metric of Perch; docs/metrics.md says the same to operators.
+func table() []metric {
+	return []metric{
+		row(prometheus.GaugeValue, "build_info", "The build, as labels; always 1.",
+			[]string{"version", "revision", "goversion"}, func(s *Snapshot, emit func(float64, ...string)) {
+				emit(1, s.Version, s.Revision, runtime.Version())
+			}),
+		gauge("ready", "1 while connections are taken, 0 while starting or draining.",
+			func(s *Snapshot) int64 { return flag(s.Ready) }),
+		gauge("insecure", "1 in insecure mode: no token is needed and every topic operation is allowed.",
+			func(s *Snapshot) int64 { return flag(s.Insecure) }),
+
+		gauge("connections", "Connections that the loops hold.",
+			func(s *Snapshot) int64 { return s.Connections }),
+		gauge("connections_limit", "The most connections that the loops hold.",
+			func(s *Snapshot) int64 { return s.ConnectionLimit }),
+		counter("connections_accepted_total", "Connections accepted.",
+			func(s *Snapshot) uint64 { return s.Accepted }),
+		counterBy("connections_refused_total", "Connections turned away, by cause.", "cause",
+			func(s *Snapshot) map[string]uint64 { return s.Refused }),
+		gauge("sessions", "Sessions whose peer is known.",
+			func(s *Snapshot) int64 { return s.Sessions }),
+		gauge("http_connections", "Connections handed to net/http that are open.",
+			func(s *Snapshot) int64 { return s.HTTPConnections }),
+		counter("http_handed_off_total", "Connections handed to net/http.",
+			func(s *Snapshot) uint64 { return s.HTTPHandedOff }),
+		counter("http_refused_total", "Connections for which net/http had no room.",
+			func(s *Snapshot) uint64 { return s.HTTPRefused }),
+
+		traffic("messages_total", "Whole messages, by direction.",
+			func(s *Snapshot) Traffic { return s.Messages }),
+		traffic("frames_total", "WebSocket frames, control frames too, by direction.",
+			func(s *Snapshot) Traffic { return s.Frames }),
+		traffic("bytes_total", "Bytes on the sockets of the loops, by direction.",
+			func(s *Snapshot) Traffic { return s.Bytes }),
+		counterBy("handshakes_total", "Opening handshakes, by outcome.", "outcome",
+			func(s *Snapshot) map[string]uint64 { return s.Handshakes }),
+		counterBy("closes_total", "Connections ended, by reason.", "reason",
+			func(s *Snapshot) map[string]uint64 { return s.Closes }),
+
+		perLoop(prometheus.GaugeValue, "loop_connections", "Connections of a loop.",
+			func(l *Loop) float64 { return float64(l.Connections) }),
+		perLoop(prometheus.CounterValue, "loop_turns_total", "Times a loop went through its inbox.",
+			func(l *Loop) float64 { return float64(l.Turns) }),
+		perLoop(prometheus.CounterValue, "loop_panics_total", "Panics that a loop recovered from.",
+			func(l *Loop) float64 { return float64(l.Panics) }),
+		perLoop(prometheus.GaugeValue, "inbox_bytes", "Bytes reserved in a loop's inbox.",
+			func(l *Loop) float64 { return float64(l.InboxBytes) }),
+		perLoop(prometheus.CounterValue, "inbox_rejected_total", "Posts for which a loop's inbox had no room.",
+			func(l *Loop) float64 { return float64(l.Rejected) }),
+		gauge("inbox_limit_bytes", "The most bytes in one loop's inbox.",
+			func(s *Snapshot) int64 { return s.InboxLimit }),
+		gauge("pending_bytes", "Bytes that wait for peers to take them.",
+			func(s *Snapshot) int64 { return s.PendingBytes }),
+		counter("slow_consumers_total", "Sessions closed because too many bytes waited for them.",
+			func(s *Snapshot) uint64 { return s.SlowConsumers }),
+
+		gauge("pool_workers", "Workers that the pool may have.",
+			func(s *Snapshot) int64 { return s.Pool.Workers }),
+		gauge("pool_busy_workers", "Workers of the pool that are at work.",
+			func(s *Snapshot) int64 { return s.Pool.Busy }),
+		gauge("pool_queue_jobs", "Jobs that wait for a worker of the pool.",
+			func(s *Snapshot) int64 { return s.Pool.QueueJobs }),
+		gauge("pool_queue_bytes", "Bytes of the jobs that wait for a worker of the pool.",
+			func(s *Snapshot) int64 { return s.Pool.QueueBytes }),
+		gauge("pool_queue_limit_bytes", "The most bytes that wait for a worker of the pool.",
+			func(s *Snapshot) int64 { return s.Pool.QueueLimit }),
+		counter("pool_jobs_total", "Jobs that the pool has done.",
+			func(s *Snapshot) uint64 { return s.Pool.Done }),
+		counter("pool_rejected_total", "Jobs for which the pool had no room.",
+			func(s *Snapshot) uint64 { return s.Pool.Rejected }),
+
+		gauge("topics", "Topics with subscribers.",
+			func(s *Snapshot) int64 { return s.Topics }),
+		gauge("subscriptions", "Subscriptions of all sessions.",
+			func(s *Snapshot) int64 { return s.Subscriptions }),
+		counter("publications_total", "Publications taken.",
+			func(s *Snapshot) uint64 { return s.Fanout.Publications }),
+		counter("publications_rejected_total", "Publications refused because an inbox was full.",
+			func(s *Snapshot) uint64 { return s.Fanout.Rejected }),
+		counter("fanout_deliveries_total", "Publications handed to a subscriber's connection.",
+			func(s *Snapshot) uint64 { return s.Fanout.Deliveries }),
+		counter("fanout_encodings_total", "Times a publication was encoded.",
+			func(s *Snapshot) uint64 { return s.Fanout.Encodings }),
+		counter("fanout_encode_errors_total", "Publications that a wire format could not carry.",
+			func(s *Snapshot) uint64 { return s.Fanout.EncodeErrors }),
+
+		counterBy("commands_total", "Commands of clients, by kind.", "command",
+			func(s *Snapshot) map[string]uint64 { return s.Commands }),
+		row(prometheus.CounterValue, "errors_total", "Error replies to clients, by code (0: an application's own codes).",
+			[]string{"code"}, func(s *Snapshot, emit func(float64, ...string)) {
+				for code, n := range s.Errors {
+					emit(float64(n), strconv.FormatUint(uint64(code), 10))
+				}
+			}),
+		counter("malformed_messages_total", "Messages that broke the client protocol.",
+			func(s *Snapshot) uint64 { return s.Malformed }),
+		counter("backlog_rejected_total", "Commands refused because too many of their session waited already.",
+			func(s *Snapshot) uint64 { return s.BacklogRejected }),
+		counter("rpc_panics_total", "RPC methods that panicked.",
+			func(s *Snapshot) uint64 { return s.RPCPanics }),
+		counter("rpc_timeouts_total", "RPC methods that took too long.",
+			func(s *Snapshot) uint64 { return s.RPCTimeouts }),
+		counterBy("tokens_issued_total", "Tokens issued, by grant type.", "grant",
+			func(s *Snapshot) map[string]uint64 { return s.TokensIssued }),
+		counterBy("tokens_refused_total", "Token requests refused, by error.", "error",
+			func(s *Snapshot) map[string]uint64 { return s.TokensRefused }),
+		row(prometheus.CounterValue, "api_requests_total",
+			"Calls of the server API, by method and code (0: success; 400 and above: the HTTP status).",
+			[]string{"method", "code"}, func(s *Snapshot, emit func(float64, ...string)) {
+				for l, n := range s.API {
+					emit(float64(n), l.Method, l.Code)
+				}
+			}),
+	}
+}
+
+// collector makes Prometheus metrics of a Snapshot at each scrape.
+type collector struct {
+	snapshot func() Snapshot
+	metrics  []metric
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	for i := range c.metrics {
+		out <- c.metrics[i].desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	s := c.snapshot()
+	for i := range c.metrics {
+		m := &c.metrics[i]
+		m.each(&s, func(v float64, labels ...string) {
+			for j, l := range labels {
+				// One bad label would cost the whole page.
+				labels[j] = strings.ToValidUTF8(l, "\uFFFD")
+			}
+			pm, err := prometheus.NewConstMetric(m.desc, m.kind, v, labels...)
+			if err != nil {
+				pm = prometheus.NewInvalidMetric(m.desc, err)
+			}
+			out <- pm
+		})
+	}
+}

@@ -1,0 +1,117 @@
+package stats
+
+// Snapshot is the state of a server at one scrape. What ends in Total or is
+// said to be a count grows from the start of the process; the rest is as it is
+// now. Its maps and slices belong to the snapshot: nobody changes them any more.
+type Snapshot struct {
+	// Version and Revision name the build.
+	Version  string
+	Revision string
+	// Ready: connections are taken. Insecure: anybody may do anything.
+	Ready    bool
+	Insecure bool
+
+	// Connections are the sockets that the loops hold now; ConnectionLimit is the
+	// most that they would hold.
+	Connections     int64
+	ConnectionLimit int64
+	// Accepted counts the sockets that were accepted; Refused those that were
+	// turned away, by cause.
+	Accepted uint64
+	Refused  map[string]uint64
+	// Sessions are the peers that are known by now.
+	Sessions int64
+
+	// HTTPConnections are with net/http now; HTTPHandedOff counts those that went
+	// there, HTTPRefused those for which it had no room.
+	HTTPConnections int64
+	HTTPHandedOff   uint64
+	HTTPRefused     uint64
+
+	// Messages are whole ones, Frames those of WebSocket (control frames too),
+	// Bytes what went over the sockets of the loops, handshakes included.
+	Messages Traffic
+	Frames   Traffic
+	Bytes    Traffic
+
+	// Handshakes counts opening handshakes by outcome, Closes ended connections by
+	// reason.
+	Handshakes map[string]uint64
+	Closes     map[string]uint64
+
+	Loops []Loop
+	// InboxLimit is the most bytes that wait for one loop.
+	InboxLimit int64
+	// PendingBytes wait for slow peers to take them; SlowConsumers counts the
+	// peers that were closed for it.
+	PendingBytes  int64
+	SlowConsumers uint64
+
+	Pool   Pool
+	Fanout Fanout
+
+	// Topics have subscribers now; Subscriptions are all of theirs.
+	Topics        int64
+	Subscriptions int64
+
+	// Commands counts what clients asked for, by kind; Errors the error replies
+	// that they got, by code (0: an application's own codes).
+	Commands map[string]uint64
+	Errors   map[uint32]uint64
+	// Malformed counts messages that broke the client protocol, BacklogRejected
+	// commands refused because too many of their session waited already.
+	Malformed       uint64
+	BacklogRejected uint64
+	// RPCPanics and RPCTimeouts count methods that broke or took too long.
+	RPCPanics   uint64
+	RPCTimeouts uint64
+
+	// TokensIssued counts tokens by grant type, TokensRefused requests for one, by
+	// error.
+	TokensIssued  map[string]uint64
+	TokensRefused map[string]uint64
+
+	// API counts calls of the server API.
+	API map[APILabel]uint64
+}
+
+// Traffic is what came in and what went out.
+type Traffic struct{ In, Out uint64 }
+
+// Loop is one event loop; its index is its place in Snapshot.Loops.
+type Loop struct {
+	Connections int64
+	// InboxBytes are reserved in the inbox now. Rejected counts posts for which
+	// there was no room.
+	InboxBytes int64
+	Rejected   uint64
+	// Turns counts the times the loop went through its inbox; Panics those that it
+	// recovered from.
+	Turns  uint64
+	Panics uint64
+}
+
+// Pool is the bounded pool of workers.
+type Pool struct {
+	Workers    int64 // that there may be
+	Busy       int64 // that are at work now
+	QueueJobs  int64
+	QueueBytes int64
+	QueueLimit int64 // bytes
+	Done       uint64
+	Rejected   uint64
+}
+
+// Fanout is the way of publications to subscribers.
+type Fanout struct {
+	Publications uint64 // taken
+	Rejected     uint64 // refused: an inbox was full
+	Deliveries   uint64 // handed to a subscriber's connection
+	Encodings    uint64
+	EncodeErrors uint64
+}
+
+// APILabel is what calls of the server API are counted by. Code is "0" for a
+// success, the error's code, or the HTTP status of a refused request; Method is
+// empty where the request named none that exists.
+type APILabel struct{ Method, Code string }

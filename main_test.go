@@ -1,0 +1,213 @@
+package perch_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"perch"
+	"perch/internal/testkit"
+)
+
+// TestMain fails the run when a server or a client of the tests leaves a
+// goroutine behind.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := testkit.RemoveExecutables(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	if code == 0 {
+		if err := goleak.Find(ignoredGoroutines()...); err != nil {
+			fmt.Fprintln(os.Stderr, "goleak:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// ignoredGoroutines are those that packages of others start once a process.
+func ignoredGoroutines() []goleak.Option {
+	return []goleak.Option{
+		// gnet's default worker pool, which lives as long as the process.
+		goleak.IgnoreAnyFunction("github.com/panjf2000/ants/v2.(*poolCommon).purgeStaleWorkers"),
+		goleak.IgnoreAnyFunction("github.com/panjf2000/ants/v2.(*poolCommon).ticktock"),
+	}
+}
+
+// testSecret signs the tokens of the tests.
+const testSecret = "perch-test-secret-0123456789abcdef"
+
+// server is a running server of a test.
+type server struct {
+	*perch.Server
+	public, admin string
+	apiKey        string
+	cancel        context.CancelFunc
+	done          chan struct{}
+	err           error // of Run; set before done is closed
+	log           *logBuffer
+}
+
+// start runs a server for the test, on free ports, with a data directory of
+// its own and HMAC tokens signed with testSecret; every topic may be
+// subscribed and published to. change may change the options. The server is
+// stopped when the test ends, and its log shown when the test failed.
+func start(t testing.TB, change func(*perch.Options)) *server {
+	t.Helper()
+	s := &server{done: make(chan struct{}), log: &logBuffer{}, apiKey: "test-api-key"}
+	o := perch.DefaultOptions()
+	o.Listen, o.Admin, o.DataDir = "127.0.0.1:0", "127.0.0.1:0", t.TempDir()
+	o.Logger = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.API.Key = s.apiKey
+	o.Auth.HMACSecret = testSecret
+	o.Topics.Default.AllowSubscribeForClient = true
+	o.Topics.Default.AllowPublishForClient = true
+	o.Drain.Budget = time.Second
+	if change != nil {
+		change(&o)
+	}
+	srv, err := perch.New(o)
+	if err != nil {
+		t.Fatalf("New: %v", err)
+	}
+	var ctx context.Context
+	ctx, s.cancel = context.WithCancel(context.Background())
+	s.Server = srv
+	go func() {
+		s.err = srv.Run(ctx)
+		close(s.done)
+	}()
+	t.Cleanup(func() {
+		s.stop(t)
+		if t.Failed() {
+			t.Logf("server log:\n%s", s.log)
+		}
+	})
+	select {
+	case <-srv.Ready():
+	case <-s.done:
+		t.Fatalf("Run ended before the server was ready: %v", s.err)
+	case <-time.After(20 * time.Second):
+		t.Fatal("the server is not ready")
+	}
+	s.public, s.admin = srv.PublicAddr(), srv.AdminAddr()
+	return s
+}
+
+// stop ends the server; it may be called again.
+func (s *server) stop(t testing.TB) {
+	t.Helper()
+	s.cancel()
+	select {
+	case <-s.done:
+		if s.err != nil {
+			t.Errorf("Run: %v", s.err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the server did not stop; ending it at once")
+		s.Abort()
+		<-s.done
+	}
+}
+
+// url is that of the client protocol's endpoint.
+func (s *server) url() string { return "ws://" + s.public + "/connection/websocket" }
+
+// api calls a method of the server API and returns the body of the answer.
+func (s *server) api(t testing.TB, method, body string) string {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodPost, "http://"+s.admin+"/api/"+method, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-API-Key", s.apiKey)
+	req.Header.Set("Content-Type", "application/json")
+	status, answer := do(t, req)
+	if status != http.StatusOK || strings.Contains(answer, `"error"`) {
+		t.Fatalf("api %s: %d %s", method, status, answer)
+	}
+	return answer
+}
+
+// get fetches a URL and returns status and body.
+func get(t testing.TB, url string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return do(t, req)
+}
+
+func do(t testing.TB, req *http.Request) (int, string) {
+	t.Helper()
+	client := &http.Client{
+		Timeout: testkit.Timeout, Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", req.Method, req.URL, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s %s: %v", req.Method, req.URL, err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// token is a connection token of user, good for ttl.
+func token(user string, ttl time.Duration) string { return testkit.Token(testSecret, user, ttl, nil) }
+
+// eventually polls ok until it is true. It is for what can only be seen from
+// outside; what announces itself is awaited instead.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(testkit.Timeout); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", testkit.Timeout, what)
+		}
+	}
+}
+
+// await receives from c, or fails the test.
+func await[T any](t testing.TB, what string, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(testkit.Timeout):
+		t.Fatalf("not within %s: %s", testkit.Timeout, what)
+		panic("unreachable")
+	}
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

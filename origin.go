@@ -1,0 +1,48 @@
+package perch
+
+import (
+	"net/url"
+	"path"
+	"strings"
+)
+
+// origins decides which pages may open a WebSocket or read an answer (RFC
+// 6454; against cross-site WebSocket hijacking).
+type origins struct {
+	patterns []string
+	all      bool
+}
+
+func newOrigins(patterns []string) *origins {
+	o := &origins{}
+	for _, p := range patterns {
+		if p == "*" {
+			o.all = true
+		}
+		o.patterns = append(o.patterns, strings.ToLower(p))
+	}
+	return o
+}
+
+// allow tells whether a request with this Origin to this Host may pass: where
+// there is no Origin (no browser), where the page comes from the same host, or
+// where a pattern matches. Safe from any goroutine.
+func (o *origins) allow(origin, host string) bool {
+	if origin == "" || o.all {
+		return true
+	}
+	origin = strings.ToLower(origin)
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" {
+		return false // "null" and what is none
+	}
+	if u.Host == strings.ToLower(host) {
+		return true
+	}
+	for _, p := range o.patterns {
+		if ok, _ := path.Match(p, origin); ok {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,251 @@
+package perch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"perch/auth"
+	"perch/handler"
+	"perch/internal/stats"
+	"perch/netpoll"
+	"perch/session"
+	"perch/topic"
+)
+
+// state is how far a server has come.
+type state int32
+
+const (
+	stateStarting state = iota
+	stateReady
+	stateDraining
+)
+
+// poolGrace is what a method that blocks gets at the end.
+const poolGrace = 2 * time.Second
+
+// Server is one Perch. New wires it, Run runs it until its context ends and
+// it has drained. It is run once.
+type Server struct {
+	opts     Options
+	log      *slog.Logger
+	capacity capacity
+	node     session.Node
+	started  time.Time
+
+	// The parts, from the bottom up.
+	authority *auth.Authority
+	verifier  *auth.Verifier
+	origins   *origins
+	registry  *session.Registry
+	topics    *topic.Topics
+	pool      *handler.Pool
+	commands  *handler.Commands
+	net       *netpoll.Server
+	public    *http.Server
+	admin     *http.Server
+	adminLn   net.Listener
+
+	addr  string
+	state atomic.Int32
+	ready chan struct{}
+	abort chan struct{}
+	once  sync.Once
+
+	issued, refused counters[string]
+	apiCalls        counters[stats.APILabel]
+}
+
+// New checks the options, reads or makes the keys and takes the ports. What it
+// returns must be run. Its errors say in one line what to do.
+func New(opts Options) (*Server, error) {
+	opts = opts.WithDefaults()
+	if opts.Dev {
+		opts = opts.WithDev()
+	}
+	if errs := opts.Check(); len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	s := &Server{
+		opts: opts, log: opts.Logger, started: time.Now(), ready: make(chan struct{}), abort: make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = newLogger(opts.Log)
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			s.release()
+		}
+	}()
+	for _, step := range []func() error{s.wireAuth, s.wireCore, s.wireNet, s.wireHTTP} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	ok = true
+	return s, nil
+}
+
+// newLogger is the logger of the options, on standard error.
+func newLogger(o LogOptions) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(o.Level)) // Check has seen it
+	ho := &slog.HandlerOptions{Level: level}
+	if o.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, ho))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, ho))
+}
+
+// Ready is closed when both ports take connections.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// PublicAddr is the address of the public port, as host:port.
+func (s *Server) PublicAddr() string { return s.addr }
+
+// AdminAddr is the address of the admin port, as host:port.
+func (s *Server) AdminAddr() string { return s.adminLn.Addr().String() }
+
+// HandleRPC registers a method that clients can call. It may block: it runs in
+// the pool. Safe from any goroutine, at any time.
+func (s *Server) HandleRPC(name string, f handler.RPCFunc) { s.commands.HandleRPC(name, f) }
+
+// HandleSend registers what takes the messages that clients want no answer to.
+// Safe from any goroutine, at any time.
+func (s *Server) HandleSend(f handler.SendFunc) { s.commands.HandleSend(f) }
+
+// Publish hands a publication to all subscribers of a topic and waits until
+// the broker has it. data must not be changed any more; for clients with JSON
+// it is one JSON value. Safe from any goroutine save a loop's.
+func (s *Server) Publish(ctx context.Context, name string, data []byte) error {
+	if _, err := s.topics.Namespace(name); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	s.topics.Publish(name, &topic.Publication{Data: data}, func(_ topic.Position, err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Abort ends Run at once, whatever a drain has left: what a second signal
+// does. Safe from any goroutine.
+func (s *Server) Abort() { s.once.Do(func() { close(s.abort) }) }
+
+// Run serves until ctx ends, then drains. It returns nil after a drain, and an
+// error when a port could not be served or the event loops ended unasked.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.release()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer end()
+	background.Go(func() { settle(life) })
+
+	failed := make(chan error, 3)
+	loops := make(chan error, 1)
+	go func() { loops <- s.net.Run() }()
+	serve := func(hs *http.Server, ln net.Listener, what string) {
+		background.Go(func() {
+			if err := hs.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+				failed <- fmt.Errorf("perch: serve %s: %w", what, err)
+			}
+		})
+	}
+	serve(s.public, s.net.Listener(), "public")
+	serve(s.admin, s.adminLn, "admin")
+
+	var err error
+	select {
+	case <-s.net.Started():
+		s.state.Store(int32(stateReady))
+		close(s.ready)
+		s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", s.capacity.soft)
+		if s.opts.Insecure {
+			s.log.Warn("insecure mode: no token is needed and every topic operation is allowed")
+		}
+		select {
+		case <-ctx.Done():
+			s.shutdown()
+		case <-s.abort:
+		case err = <-failed:
+		case err = <-loops:
+			loops <- nil
+		}
+	case err = <-loops:
+		loops <- nil
+	}
+	s.state.Store(int32(stateDraining))
+	_ = s.public.Close()
+	_ = s.admin.Close()
+	s.commands.Close()
+	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if e := s.net.Stop(stop); e != nil && err == nil {
+		err = fmt.Errorf("perch: %w", e)
+	}
+	select {
+	case e := <-loops:
+		if err == nil {
+			err = e
+		}
+	case <-stop.Done():
+	}
+	return err
+}
+
+// shutdown is the orderly end, within the drain's budget.
+func (s *Server) shutdown() {
+	s.state.Store(int32(stateDraining))
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.Drain.Budget)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.abort:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	s.net.Refuse()
+	s.drain(ctx)
+	_ = s.public.Shutdown(ctx) // what is left is closed next
+}
+
+// release gives back what New has taken.
+func (s *Server) release() {
+	if s.adminLn != nil {
+		_ = s.adminLn.Close()
+	}
+	if s.commands != nil {
+		s.commands.Close()
+	}
+	if s.pool != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), poolGrace)
+		defer cancel()
+		if err := s.pool.Close(ctx); err != nil {
+			s.log.Warn("methods are still at work", "err", err)
+		}
+	}
+	if s.topics != nil {
+		if err := s.topics.Close(); err != nil {
+			s.log.Error("close broker failed", "err", err)
+		}
+	}
+	if s.authority != nil {
+		if err := s.authority.Close(); err != nil {
+			s.log.Error("close token store failed", "err", err)
+		}
+	}
+}

@@ -1,0 +1,114 @@
+package perch
+
+import (
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gin-gonic/gin"
+
+	"perch/internal/stats"
+	"perch/netpoll"
+)
+
+// Version is what this build calls itself: of the build's own settings where
+// -ldflags gives none.
+var Version = ""
+
+// buildVersion is the version and the revision of the running binary.
+var buildVersion = sync.OnceValues(func() (version, revision string) {
+	version = Version
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if version == "" && info.Main.Version != "" && info.Main.Version != "(devel)" {
+			version = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
+		}
+	}
+	if version == "" {
+		version = "dev"
+	}
+	return version, revision
+})
+
+// counters counts by label what happens rarely.
+type counters[K comparable] struct{ m sync.Map }
+
+func (c *counters[K]) add(k K) {
+	n, ok := c.m.Load(k)
+	if !ok {
+		n, _ = c.m.LoadOrStore(k, new(atomic.Uint64))
+	}
+	n.(*atomic.Uint64).Add(1)
+}
+
+func (c *counters[K]) snapshot() map[K]uint64 {
+	out := make(map[K]uint64)
+	c.m.Range(func(k, n any) bool {
+		out[k.(K)] = n.(*atomic.Uint64).Load()
+		return true
+	})
+	return out
+}
+
+// snapshot gathers what /metrics shows. Safe from any goroutine.
+func (s *Server) snapshot() stats.Snapshot {
+	version, revision := buildVersion()
+	n, t, c, p := s.net.Stats(), s.topics.Counts(), s.commands.Counters().Snapshot(), s.pool.Stats()
+	out := stats.Snapshot{
+		Version: version, Revision: revision,
+		Ready: s.state.Load() == int32(stateReady), Insecure: s.opts.Insecure,
+		Connections: int64(n.Open), ConnectionLimit: int64(s.capacity.soft), Accepted: n.Accepted,
+		Refused: map[string]uint64{
+			"soft_cap": n.Handshakes[netpoll.OutcomeOverload.String()], "hard_cap": n.Refused,
+		},
+		Sessions:        int64(n.Sessions),
+		HTTPConnections: int64(n.HTTP), HTTPHandedOff: n.Handshakes[netpoll.OutcomeHandedOff.String()], HTTPRefused: n.HTTPRefused,
+		Messages:   stats.Traffic{In: n.MessagesIn, Out: n.MessagesOut},
+		Frames:     stats.Traffic{In: n.FramesIn, Out: n.FramesOut},
+		Bytes:      stats.Traffic{In: n.BytesIn, Out: n.BytesOut},
+		Handshakes: n.Handshakes, Closes: n.Closes,
+		InboxLimit: int64(s.opts.Limits.InboxBytes), PendingBytes: n.PendingBytes, SlowConsumers: n.Slow,
+		Pool: stats.Pool{
+			Workers: int64(s.opts.Pool.Workers), Busy: int64(p.Workers - p.Idle), QueueJobs: int64(p.Depth), QueueBytes: int64(p.Bytes),
+			QueueLimit: int64(s.opts.Pool.QueueBytes), Done: p.Done, Rejected: p.Refused,
+		},
+		Fanout: stats.Fanout{
+			Publications: t.Publications, Rejected: t.Rejected, Deliveries: t.Deliveries,
+			Encodings: t.Encodings, EncodeErrors: t.EncodeErrors,
+		},
+		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
+		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
+		BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		TokensIssued: s.issued.snapshot(), TokensRefused: s.refused.snapshot(), API: s.apiCalls.snapshot(),
+	}
+	for _, l := range n.Loops {
+		out.Loops = append(out.Loops, stats.Loop{
+			Connections: int64(l.Open), InboxBytes: l.InboxBytes, Rejected: l.InboxRejected, Turns: l.Turns, Panics: l.Panics,
+		})
+	}
+	return out
+}
+
+// observeToken counts a request for a token, by its outcome.
+func (s *Server) observeToken(c *gin.Context) {
+	c.Next()
+	if c.FullPath() != "/v1/token" {
+		return
+	}
+	if status := c.Writer.Status(); status == http.StatusOK {
+		s.issued.add("token")
+	} else {
+		s.refused.add(strconv.Itoa(status))
+	}
+}
+
+// observeAPI counts a call of the server API.
+func (s *Server) observeAPI(method string, code int) {
+	s.apiCalls.add(stats.APILabel{Method: method, Code: strconv.Itoa(code)})
+}

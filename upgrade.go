@@ -1,0 +1,154 @@
+package perch
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"perch/auth"
+	"perch/handler"
+	"perch/netpoll"
+	"perch/session"
+)
+
+const (
+	// bearerScheme begins an Authorization header with a token (RFC 6750, section
+	// 2.1; the scheme's case does not matter).
+	bearerScheme = "bearer "
+	// bearerProtocol begins a subprotocol entry with a token: the one place where
+	// a browser can put a token that is in no log.
+	bearerProtocol   = "bearer."
+	jsonProtocol     = "centrifuge-json"
+	protobufProtocol = "centrifuge-protobuf"
+)
+
+// upgradeRequest is what the opening handshake of the client protocol asks
+// for.
+type upgradeRequest struct {
+	token    string
+	decision netpoll.Decision
+	frames   bool
+}
+
+// readUpgrade finds the encoding, the subprotocol and the token. ok is false
+// where the query can't be read.
+func readUpgrade(r *netpoll.Request) (u upgradeRequest, ok bool) {
+	u.decision.Encoding = session.EncodingJSON
+	bearer := ""
+	for p := range strings.SplitSeq(r.Protocols, ",") {
+		p = strings.Trim(p, " \t")
+		switch {
+		case strings.HasPrefix(p, bearerProtocol):
+			if bearer == "" {
+				bearer = p
+			}
+		case u.decision.Protocol != "":
+		case p == jsonProtocol:
+			u.decision.Protocol = p
+		case p == protobufProtocol:
+			u.decision.Protocol, u.decision.Encoding = p, session.EncodingProtobuf
+		}
+	}
+	if u.decision.Protocol == "" {
+		// A browser takes the connection for failed where it offered subprotocols and
+		// none is chosen.
+		u.decision.Protocol = bearer
+	}
+	if r.Query != "" {
+		q, err := url.ParseQuery(r.Query)
+		if err != nil {
+			return u, false
+		}
+		if q.Get("format") == "protobuf" || q.Get("cf_protocol") == "protobuf" {
+			u.decision.Encoding = session.EncodingProtobuf
+		}
+		u.frames = q.Get("cf_ws_frame_ping_pong") == "true"
+		// RFC 6750, section 2.3, and the shorter name.
+		if u.token = q.Get("access_token"); u.token == "" {
+			u.token = q.Get("token")
+		}
+	}
+	if bearer != "" {
+		u.token = bearer[len(bearerProtocol):]
+	}
+	if a := r.Authorization; len(a) > len(bearerScheme) && strings.EqualFold(a[:len(bearerScheme)], bearerScheme) {
+		u.token = strings.TrimSpace(a[len(bearerScheme):])
+	}
+	return u, true
+}
+
+// checkUpgrade decides about an opening handshake of the client protocol. Runs
+// on the loop; what is not cheap to verify goes to the pool.
+func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) (d netpoll.Decision, now bool) {
+	if !s.origins.allow(r.Origin, r.Host) {
+		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
+	}
+	u, ok := readUpgrade(r)
+	if !ok {
+		return netpoll.Decision{Status: http.StatusBadRequest, Text: "malformed query"}, true
+	}
+	u.decision.FramePings = u.frames
+	switch {
+	case u.token == "" && s.opts.Auth.Require == string(handler.RequireHandshake) && !s.opts.Insecure:
+		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "a token is needed"}, true
+	case u.token == "":
+		if u.frames {
+			u.decision.Identity = &handler.Identity{FramePings: true}
+		}
+		return u.decision, true
+	case s.verifier.Cheap(u.token):
+		return u.verified(s.verifier.Connect(u.token)), true
+	}
+	taken := s.pool.Submit(session.PostOverhead+len(u.token), func() {
+		d := netpoll.Decision{Status: http.StatusInternalServerError, Text: "internal error"}
+		// The pool keeps a panic in; the peer is answered all the same.
+		defer func() { later(d) }()
+		d = u.verified(s.verifier.Connect(u.token))
+	})
+	if !taken {
+		return netpoll.Decision{Status: http.StatusServiceUnavailable, Text: "too many requests"}, true
+	}
+	return netpoll.Decision{}, false
+}
+
+// verified is the decision when the token has been looked at.
+func (u upgradeRequest) verified(claims *auth.Claims, err error) netpoll.Decision {
+	switch {
+	case errors.Is(err, auth.ErrKeysUnavailable):
+		return netpoll.Decision{Status: http.StatusServiceUnavailable, Text: "keys unavailable"}
+	case errors.Is(err, auth.ErrTokenExpired):
+		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "token expired"}
+	case err != nil:
+		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "invalid token"}
+	}
+	u.decision.Identity = &handler.Identity{Claims: claims, FramePings: u.frames}
+	return u.decision
+}
+
+// checkEcho lets everybody from an allowed origin echo.
+func (s *Server) checkEcho(r *netpoll.Request, _ func(netpoll.Decision)) (netpoll.Decision, bool) {
+	if !s.origins.allow(r.Origin, r.Host) {
+		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
+	}
+	return netpoll.Decision{}, true
+}
+
+// adopt gives an upgrade request that came on a connection of net/http's to the
+// event loops, the head written anew.
+func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "the connection can't be upgraded", http.StatusInternalServerError)
+		return
+	}
+	var head strings.Builder
+	head.WriteString(r.Method + " " + r.RequestURI + " HTTP/1.1\r\nHost: " + r.Host + "\r\n")
+	// net/http has checked the fields; writing to a Builder does not fail.
+	_ = r.Header.Write(&head)
+	head.WriteString("\r\n")
+	rest, _ := rw.Reader.Peek(rw.Reader.Buffered())
+	if err := s.net.Adopt(conn, append([]byte(head.String()), rest...)); err != nil {
+		s.log.Debug("adoption failed", "remote", r.RemoteAddr, "err", err)
+	}
+}

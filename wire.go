@@ -1,0 +1,188 @@
+package perch
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"golang.org/x/net/netutil"
+
+	"perch/auth"
+	"perch/handler"
+	"perch/internal/stats"
+	"perch/netpoll"
+	"perch/protocol"
+	"perch/session"
+	"perch/topic"
+)
+
+const echoPath = "/echo"
+
+// wireAuth opens the keys, the clients and the store of what is revoked.
+func (s *Server) wireAuth() error {
+	o := &s.opts
+	var err error
+	if s.authority, err = auth.Open(o.authOptions(s.log)); err != nil {
+		return fmt.Errorf("auth: %w", err)
+	}
+	if o.API.Key == "" {
+		if o.API.Key, err = auth.LoadOrCreateAPIKey(o.DataDir); err != nil {
+			return fmt.Errorf("api.key: %w", err)
+		}
+	}
+	s.verifier = s.authority.Verifier
+	s.origins = newOrigins(o.WebSocket.AllowedOrigins)
+	return nil
+}
+
+// authOptions are those of package auth.
+func (o *Options) authOptions(log *slog.Logger) auth.Options {
+	keys := o.keySetOptions(log)
+	out := auth.Options{
+		DataDir: o.DataDir, HMACSecret: keys.HMACSecret, Keys: keys.Keys, JWKSURL: keys.JWKSURL, JWKSRefresh: keys.JWKSRefresh,
+		Issuer: o.Auth.Issuer, Audience: o.Auth.Audience, TokenTTL: o.Auth.TokenTTL, RefreshTTL: o.Auth.RefreshTTL, Logger: log,
+	}
+	for _, c := range o.Auth.Clients {
+		out.Clients = append(out.Clients, auth.ClientOptions{
+			ID: c.ID, SecretHash: c.SecretHash, User: c.User, AnyUser: c.AnyUser, Channels: c.Channels,
+			TokenTTL: c.TokenTTL, RefreshTTL: c.RefreshTTL,
+		})
+	}
+	return out
+}
+
+// wireCore makes sessions, topics and the handler of the client protocol.
+func (s *Server) wireCore() error {
+	o := &s.opts
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // does not fail
+	s.node = session.Node(binary.BigEndian.Uint64(b[:]))
+	s.registry = session.NewRegistry()
+	var err error
+	s.topics, err = topic.New(topic.Options{
+		Default: o.Topics.Default, Namespaces: o.Topics.Namespaces,
+		MaxSubscriptions: o.Topics.MaxSubscriptions, MaxLength: o.Topics.MaxLength, Encoders: handler.Encoders(),
+	})
+	if err != nil {
+		return err
+	}
+	s.pool = handler.NewPool(handler.PoolOptions{Workers: o.Pool.Workers, QueueBytes: o.Pool.QueueBytes, Logger: s.log})
+	version, _ := buildVersion()
+	s.commands, err = handler.New(handler.Options{
+		Node: s.node, Topics: s.topics, Registry: s.registry, Verifier: s.verifier, Pool: s.pool, Logger: s.log,
+		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
+		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
+		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
+	})
+	if err != nil {
+		return err
+	}
+	if o.Dev {
+		s.commands.RegisterExamples()
+	}
+	return nil
+}
+
+// wireNet takes the public port.
+func (s *Server) wireNet() error {
+	o := &s.opts
+	var err error
+	if s.addr, err = listenAddr("listen", o.Listen); err != nil {
+		return err
+	}
+	loops := o.Loops
+	if loops == 0 {
+		loops = runtime.GOMAXPROCS(0)
+	}
+	if s.capacity, err = capacityFor(o.Limits, loops); err != nil {
+		return err
+	}
+	endpoints := []*netpoll.Endpoint{{
+		Path: o.WebSocket.Path, Handler: s.commands, MessageSize: o.WebSocket.MessageSize,
+		ConnectTimeout: o.Limits.ConnectTimeout, Check: s.checkUpgrade,
+		Pings: [session.EncodingCount][]byte{
+			session.EncodingJSON:     protocol.PingFrame(protocol.JSON),
+			session.EncodingProtobuf: protocol.PingFrame(protocol.Protobuf),
+		},
+	}}
+	if o.Echo {
+		endpoints = append(endpoints, &netpoll.Endpoint{
+			Path: echoPath, Handler: handler.Echo{}, MessageSize: 16 << 20, Check: s.checkEcho,
+		})
+	}
+	s.net, err = netpoll.New(netpoll.Options{
+		Listeners: []netpoll.Listener{{Addr: s.addr, Endpoints: endpoints}}, Loops: loops, Logger: s.log,
+		Connections: s.capacity.soft, HardConnections: s.capacity.hard, HTTPConnections: s.capacity.http,
+		HandshakeTimeout: o.Limits.HandshakeTimeout, PendingBytes: o.Limits.PendingBytes, InboxBytes: o.Limits.InboxBytes,
+		PingInterval: o.Heartbeat.Interval, PongTimeout: o.Heartbeat.Timeout, PingMisses: o.Heartbeat.Misses,
+	})
+	if err != nil {
+		return err
+	}
+	s.authority.Store.OnRevoke(s.endRevoked)
+	return nil
+}
+
+// endRevoked ends the live sessions of what has been revoked.
+func (s *Server) endRevoked(r auth.Revocation) {
+	family, token := handler.TokenHash(r.Family), handler.TokenHash(r.ID)
+	s.net.EachSession(func(p *session.Session) {
+		if family != 0 && p.Family == family || token != 0 && p.Token == token {
+			p.Close(session.ReasonInvalidToken)
+		}
+	})
+}
+
+// wireHTTP makes Gin's two engines and takes the admin port.
+func (s *Server) wireHTTP() error {
+	o := &s.opts
+	paths := []string{o.WebSocket.Path}
+	if o.Echo {
+		paths = append(paths, echoPath)
+	}
+	public := handler.PublicOptions{
+		Routes: func(r gin.IRouter) {
+			r.Use(s.observeToken)
+			handler.RegisterToken(r, handler.TokenOptions{Authority: s.authority, Logger: s.log})
+		},
+		WebSocketPaths: paths, Adopt: s.adopt, AllowOrigin: s.origins.allow, Demo: o.Demo,
+		DemoWebSocketPath: o.WebSocket.Path, Logger: s.log,
+	}
+	if o.Dev {
+		public.DemoClient = &handler.DemoClient{ID: DevClient, Secret: DevSecret}
+	}
+	s.public = handler.NewHTTPServer(handler.NewPublic(public), s.log)
+	version, _ := buildVersion()
+	s.admin = handler.NewHTTPServer(handler.NewAdmin(handler.AdminOptions{
+		API: handler.APIOptions{
+			Key: o.API.Key, Node: s.node, Name: "perch", Version: version, Started: s.started, Loops: s.net,
+			Registry: s.registry, Topics: s.topics, Sessions: s.commands, Observe: s.observeAPI, Logger: s.log,
+		},
+		Metrics: stats.Handler(stats.NewRegistry(s.snapshot), s.log),
+		State:   s.adminState,
+		Logger:  s.log,
+	}), s.log)
+	// Pushing in a loop needs more than the default of time for a request.
+	s.admin.ReadTimeout = time.Minute
+	ln, err := net.Listen("tcp", o.Admin)
+	if err != nil {
+		return listenError("admin", o.Admin, err)
+	}
+	s.adminLn = netutil.LimitListener(ln, adminConnections)
+	return nil
+}
+
+func (s *Server) adminState() handler.AdminState {
+	switch state(s.state.Load()) {
+	case stateReady:
+		return handler.AdminReady
+	case stateDraining:
+		return handler.AdminDraining
+	}
+	return handler.AdminStarting
+}
