@@ -166,11 +166,11 @@ func reference(t *testing.T, addr string) string {
 	ref := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var body io.Reader
 		if r.URL.Path == "/v1/token" {
-			// The one path whose handler reads its body. One that ends early is what a
-			// handler sees as a form without anything.
+			// The one path whose handler reads its body. One that ends early is as
+			// unreadable to it as a bad escape.
 			b, err := io.ReadAll(r.Body)
 			if err != nil {
-				b = nil
+				b = []byte("%zz")
 			}
 			body = bytes.NewReader(b)
 		}

@@ -75,6 +75,8 @@ func start(t testing.TB, change func(*perch.Options)) *server {
 	o.Topics.Default.AllowSubscribeForClient = true
 	o.Topics.Default.AllowPublishForClient = true
 	o.Drain.Budget = time.Second
+	// A ping in between would be in the way; tests of pings set their own.
+	o.Heartbeat.Interval = time.Hour
 	if change != nil {
 		change(&o)
 	}

@@ -40,7 +40,7 @@ type wireCase struct {
 // Sizes below which a case is also sent byte by byte, and cut in two at every
 // place; above it is cut around the first header and at the end.
 const (
-	eachUpTo = 300
+	eachUpTo = 150
 	cutsUpTo = 64
 )
 

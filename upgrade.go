@@ -88,7 +88,9 @@ func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) 
 	if !ok {
 		return netpoll.Decision{Status: http.StatusBadRequest, Text: "malformed query"}, true
 	}
+	// Names and tokens point into the request head.
 	u.decision.FramePings = u.frames
+	u.decision.Protocol = chosen(u.decision.Protocol)
 	switch {
 	case u.token == "" && s.opts.Auth.Require == string(handler.RequireHandshake) && !s.opts.Insecure:
 		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "a token is needed"}, true
@@ -100,6 +102,7 @@ func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) 
 	case s.verifier.Cheap(u.token):
 		return u.verified(s.verifier.Connect(u.token)), true
 	}
+	u.token = strings.Clone(u.token)
 	taken := s.pool.Submit(session.PostOverhead+len(u.token), func() {
 		d := netpoll.Decision{Status: http.StatusInternalServerError, Text: "internal error"}
 		// The pool keeps a panic in; the peer is answered all the same.
@@ -110,6 +113,19 @@ func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) 
 		return netpoll.Decision{Status: http.StatusServiceUnavailable, Text: "too many requests"}, true
 	}
 	return netpoll.Decision{}, false
+}
+
+// chosen is a subprotocol that outlives the request head.
+func chosen(p string) string {
+	switch p {
+	case "":
+		return ""
+	case jsonProtocol:
+		return jsonProtocol
+	case protobufProtocol:
+		return protobufProtocol
+	}
+	return strings.Clone(p)
 }
 
 // verified is the decision when the token has been looked at.

@@ -185,7 +185,7 @@ func (f *fields) audience(want string) bool {
 // ends is when a session or subscription with these claims ends.
 func (f *fields) ends() int64 {
 	if f.expireAt.set {
-		return max(f.expireAt.at, 0)
+		return f.expireAt.at
 	}
 	return f.exp.at
 }
@@ -196,7 +196,7 @@ func (f *fields) expired(now time.Time) bool {
 	if f.exp.set && f.exp.at <= at {
 		return true
 	}
-	return f.expireAt.set && f.expireAt.at > 0 && f.expireAt.at <= at
+	return f.expireAt.set && f.expireAt.at != 0 && f.expireAt.at <= at
 }
 
 // text copies a string claim; a missing one is empty.

@@ -11,7 +11,7 @@ import (
 // Limiter slows the guessing of clients' secrets. A wrong secret counts thrice:
 // for the address it came from, for the client it named, and for the pair of
 // both. What is over the free tries waits, twice as long with each further one,
-// up to a minute; counts fall by one every half minute.
+// up to a minute; counts fall by one a minute.
 //
 // Nobody can be locked out by another's guessing:
 //   - The client's count never refuses anyone by itself. It takes away the free
@@ -65,7 +65,7 @@ const (
 	pairFree      = 5
 	pairFreeHot   = 1
 	clientHot     = 20 // failures from which a client counts as under attack
-	failureLeak   = 30 * time.Second
+	failureLeak   = time.Minute
 	failureMax    = 40
 	failureWait   = time.Second
 	failureLimit  = time.Minute

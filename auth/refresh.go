@@ -228,6 +228,9 @@ func (s *Store) RevokeFamily(sid string) error {
 
 // revoke ends a family; client, where set, must be its own.
 func (s *Store) revoke(k familyKey, client string) (found bool, err error) {
+	if s.full() {
+		return false, ErrStoreFull
+	}
 	now := s.opts.Now().Unix()
 	var r Revocation
 	err = s.write(func() []byte {
@@ -246,11 +249,18 @@ func (s *Store) revoke(k familyKey, client string) (found bool, err error) {
 }
 
 // revokeLocked ends f. Its access tokens are revoked until the last of them has
-// expired; a family takes the place of its revocation, so no bound is asked.
+// expired, as long as there is room for that: a client that makes families only
+// to have them revoked must not take the memory. Without room its refresh token
+// is gone all the same, and the listeners still end its sessions.
 func (s *Store) revokeLocked(f *family, now int64) Revocation {
 	s.removeLocked(f)
 	r := Revocation{Family: f.key.sid(), Until: f.access}
-	if r.Until > now {
+	switch {
+	case r.Until <= now:
+	case s.full():
+		s.log.Error("no room for a revocation, access tokens of a revoked family live on")
+		r.Until = now
+	default:
 		s.setRevoked(s.revoked, r.Family, r.Until)
 	}
 	return r

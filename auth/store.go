@@ -211,7 +211,7 @@ func (s *Store) RevokeID(jti string, until int64) error {
 	if jti == "" || until <= s.opts.Now().Unix() {
 		return nil
 	}
-	if s.count.Load() >= int64(s.opts.MaxRevocations) {
+	if s.full() {
 		return ErrStoreFull
 	}
 	err := s.write(func() []byte {
@@ -221,6 +221,8 @@ func (s *Store) RevokeID(jti string, until int64) error {
 	s.tell(Revocation{ID: jti, Until: until})
 	return err
 }
+
+func (s *Store) full() bool { return s.count.Load() >= int64(s.opts.MaxRevocations) }
 
 func (s *Store) setRevoked(m map[string]int64, name string, until int64) {
 	s.revMu.Lock()

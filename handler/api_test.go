@@ -1,16 +1,23 @@
 package handler
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
+
+	"github.com/gin-gonic/gin"
 
 	"perch/session"
 	"perch/topic"
@@ -439,4 +446,51 @@ func TestAPIManyCallers(t *testing.T) {
 	if n := len(x.loops.takeCloses()); n != 80 {
 		t.Errorf("%d closes, want 80", n)
 	}
+}
+
+// Whatever comes, the answer is JSON with a status of the documented ones, and
+// what is published as JSON fits into one line of UTF-8.
+func FuzzAPIRequest(f *testing.F) {
+	for _, seed := range []struct{ method, body string }{
+		{"publish", `{"channel":"a","data":{"x":[1,"\n"]},"tags":{"k":"v"}}`},
+		{"publish", "{\"channel\":\"a\",\"data\":{\n\"x\":1\r\n}}"},
+		{"broadcast", `{"channels":["a","nosuch:b"],"data":1}`},
+		{"batch", `{"commands":[{"publish":{"channel":"a","data":1}},{"info":{}},{}],"parallel":true}`},
+		{"subscribe", `{"user":"u","channel":"a","override":{"presence":{"value":true}}}`},
+		{"disconnect", `{"user":"u","disconnect":{"code":4000,"reason":"x"}}`},
+		{"refresh", `{"client":"00000000-0000-8000-8000-000000000000","expire_at":1}`},
+		{"channels", `{"pattern":"*"}`},
+		{"nosuch", `null`},
+	} {
+		f.Add(seed.method, []byte(seed.body))
+	}
+	topics := &apiFakeTopics{publish: func(_ string, done func(topic.Position, error)) { done(topic.Position{}, nil) }}
+	gin.SetMode(gin.ReleaseMode)
+	e := gin.New()
+	RegisterAPI(e, APIOptions{
+		Key: apiTestKey, MaxBody: 1 << 16, Loops: apiFakeLoops{}, Registry: session.NewRegistry(), Topics: topics,
+		Sessions: &apiFakeSessions{}, Logger: slog.New(slog.DiscardHandler),
+	})
+	f.Fuzz(func(t *testing.T, method string, body []byte) {
+		req := httptest.NewRequest(http.MethodPost, "/api/x", bytes.NewReader(body))
+		req.URL.Path = "/api/" + strings.ReplaceAll(method, "/", "")
+		req.Header.Set("X-API-Key", apiTestKey)
+		w := httptest.NewRecorder()
+		e.ServeHTTP(w, req)
+		if req.URL.Path == "/api/" {
+			return
+		}
+		if !slices.Contains([]int{200, 400, 404, 413}, w.Code) || !json.Valid(w.Body.Bytes()) {
+			t.Fatalf("%s %q: status %d, body %q", method, body, w.Code, w.Body)
+		}
+		if w.Code == 200 && strings.Contains(w.Body.String(), `"code":100,`) {
+			t.Fatalf("%s %q: %s", method, body, w.Body)
+		}
+		for _, p := range topics.take() {
+			if json.Valid(p.Data) && !bytes.Contains(body, []byte("b64data")) &&
+				(bytes.ContainsAny(p.Data, "\r\n") || !utf8.Valid(p.Data)) {
+				t.Fatalf("published %q", p.Data)
+			}
+		}
+	})
 }

@@ -234,13 +234,22 @@ func (c *Commands) at(s *session.Session) *loopState {
 // Open implements session.Handler. identity is an Identity, a pointer to one,
 // or nil.
 func (c *Commands) Open(s *session.Session, identity any) {
-	switch id := identity.(type) {
+	var id Identity
+	switch v := identity.(type) {
 	case Identity:
-		needWork(s).identity = id
+		id = v
 	case *Identity:
-		if id != nil {
-			needWork(s).identity = *id
+		if v != nil {
+			id = *v
 		}
+	}
+	if id == (Identity{}) {
+		return
+	}
+	needWork(s).identity = id
+	if id.Claims != nil {
+		// A revocation may come before the connect command.
+		s.Family, s.Token = TokenHash(id.Claims.Family), TokenHash(id.Claims.ID)
 	}
 }
 
@@ -449,7 +458,12 @@ func (c *Commands) offload(s *session.Session, id uint32, size int, slow func() 
 	w := needWork(s)
 	w.busy = true
 	taken := c.pool.Submit(session.PostOverhead+size, func() {
-		done := func(s *session.Session) { c.fail(s, id, protocol.ErrInternal) }
+		done := func(s *session.Session) {
+			c.fail(s, id, protocol.ErrInternal)
+			if s.State == session.StateVerifying {
+				c.refuse(s)
+			}
+		}
 		defer func() {
 			if r := recover(); r != nil {
 				c.log.Error("panic in pool", "err", r, "stack", string(debug.Stack()))

@@ -108,7 +108,6 @@ type running struct {
 	job     atomic.Pointer[job]
 	cancel  context.CancelFunc
 	settled atomic.Bool
-	answers bool
 }
 
 // call runs a registered method.
@@ -158,7 +157,7 @@ func (c *Commands) start(s *session.Session, id uint32, name string, l *lane, si
 		return
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.opts.CallTimeout)
-	k := &running{c: c, loop: loop, name: s.ID(), id: id, method: name, cancel: cancel, answers: id != 0}
+	k := &running{c: c, loop: loop, name: s.ID(), id: id, method: name, cancel: cancel}
 	stop := context.AfterFunc(ctx, func() { k.abandon(ctx) })
 	w := needWork(s)
 	w.busy, w.cancel = true, cancel
@@ -245,14 +244,16 @@ func (k *running) settle(data []byte, e *Error) {
 		}
 	}
 	k.loop.Post(n, k.name, func(s *session.Session) {
-		k.c.resume(s, func(s *session.Session) {
-			switch {
-			case !k.answers:
-			case e != nil:
-				k.c.fail(s, k.id, e)
-			default:
-				k.c.reply(s, &protocol.Reply{Id: k.id, Rpc: &pb.RPCResult{Data: data}})
-			}
-		})
+		k.c.resume(s, func(s *session.Session) { k.reply(s, data, e) })
 	})
+}
+
+// reply runs on the loop.
+func (k *running) reply(s *session.Session, data []byte, e *Error) {
+	switch {
+	case e != nil:
+		k.c.fail(s, k.id, e)
+	case k.id != 0:
+		k.c.reply(s, &protocol.Reply{Id: k.id, Rpc: &pb.RPCResult{Data: data}})
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"mime"
 	"net/http"
 	"net/netip"
@@ -70,9 +71,11 @@ func invalidRequest(description string) *oauthError {
 	return badRequest("invalid_request", description)
 }
 
+// unavailable asks the client to come again within seconds: which, is left to
+// chance, so that a fleet does not come again at once.
 func unavailable(description string) *oauthError {
 	return &oauthError{status: http.StatusServiceUnavailable, Code: "temporarily_unavailable",
-		Description: description, retryAfter: 1}
+		Description: description, retryAfter: 1 + rand.IntN(8)}
 }
 
 // noStore keeps answers with tokens out of caches (RFC 6749 section 5.1).

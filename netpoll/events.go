@@ -70,7 +70,11 @@ func (e *events) OnTraffic(socket gnet.Conn) gnet.Action {
 	}
 	l := c.loop
 	c.traffic(b)
-	l.flushDirty()
+	if l.inbox.bytes.Load() > inlineAt {
+		l.turn(false)
+	} else {
+		l.flushDirty()
+	}
 	return gnet.None
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"strconv"
+	"unsafe"
 
 	"github.com/valyala/bytebufferpool"
 
@@ -82,9 +83,10 @@ func (c *conn) request(b []byte, n int) {
 	c.mode = modeChecking
 	loop, id := c.loop, c.id()
 	rest := b[n:]
-	r := &Request{
-		Path: path, Query: query, Host: string(h.host), Origin: string(h.origin),
-		Authorization: string(h.authorization), Protocols: string(h.protocols), UserAgent: string(h.agent), remote: c.Remote,
+	r := &loop.request
+	*r = Request{
+		Path: path, Query: query, Host: text(h.host), Origin: text(h.origin),
+		Authorization: text(h.authorization), Protocols: text(h.protocols), UserAgent: text(h.agent), conn: c,
 	}
 	d, now := ep.Check(r, func(d Decision) {
 		loop.Post(0, 0, func(*session.Session) {
@@ -93,12 +95,16 @@ func (c *conn) request(b []byte, n int) {
 			}
 		})
 	})
+	*r = Request{}
 	if now {
 		c.decide(&d, key, rest)
 		return
 	}
 	c.holdChecking(rest)
 }
+
+// text is b as a string without a copy: it dies with b.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // checkForm checks the rules of RFC 6455, section 4.2.1.
 func (c *conn) checkForm(h *head) bool {

@@ -244,9 +244,9 @@ func listed(list []byte, lower string) bool {
 }
 
 // path and query of the target. An absolute-form target (RFC 9112, section
-// 3.2.2) is taken by its path.
+// 3.2.2) is taken by its path. Both die with the head.
 func (h *head) path() (path, query string) {
-	t := string(h.target)
+	t := text(h.target)
 	if !strings.HasPrefix(t, "/") {
 		for _, scheme := range [...]string{"http://", "https://", "ws://", "wss://"} {
 			if len(t) > len(scheme) && strings.EqualFold(t[:len(scheme)], scheme) {

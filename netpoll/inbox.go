@@ -13,6 +13,11 @@ import (
 // sockets get theirs.
 const turnBudget = 2 * time.Millisecond
 
+// inlineAt is how much may wait in an inbox before the loop sees to it between
+// two sockets. Without that, what one round of sockets posts to its own loop
+// would pile up until the round is over.
+const inlineAt = 256 << 10
+
 // idleItems is how much room an idle inbox keeps, in items.
 const idleItems = 256
 
@@ -106,19 +111,20 @@ type drainTask struct{ l *loop }
 
 // Run implements gnet.Runnable.
 func (d drainTask) Run(context.Context) error {
-	d.l.turn()
+	d.l.turn(true)
 	return nil
 }
 
 // turn works through the inbox for at most about turnBudget, then lets the
 // frames of the turn out. What is left waits until the sockets had their turn:
 // it is woken from another goroutine, since gnet runs a task that a task gives
-// it before it looks at the sockets.
-func (l *loop) turn() {
+// it before it looks at the sockets. woken says that a wake-up brought the turn
+// about. Between two sockets none did: then the one on its way stays due.
+func (l *loop) turn(woken bool) {
 	in := &l.inbox
 	start := time.Now()
 	for done := 1; ; done++ {
-		if in.at == len(in.current) && !l.refill() {
+		if in.at == len(in.current) && !l.refill(woken) {
 			break
 		}
 		it := &in.current[in.at]
@@ -140,7 +146,9 @@ func (l *loop) turn() {
 			l.flushDirty()
 		}
 		if (long || done%16 == 0) && time.Since(start) > turnBudget {
-			l.server.kicks <- l
+			if woken {
+				l.server.kicks <- l
+			}
 			break
 		}
 	}
@@ -148,16 +156,16 @@ func (l *loop) turn() {
 	l.stats.Turns.Add(1)
 }
 
-// refill takes what has been posted since; false: there is nothing, and the
-// next post wakes the loop.
-func (l *loop) refill() bool {
+// refill takes what has been posted since; false: there is nothing, and after
+// a turn that was woken the next post wakes the loop.
+func (l *loop) refill(woken bool) bool {
 	in := &l.inbox
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	spare := in.current[:0]
 	in.at = 0
 	if len(in.items) == 0 {
-		in.awake = false
+		in.awake = in.awake && !woken
 		if cap(spare) > idleItems {
 			spare = nil
 		}

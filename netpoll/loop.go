@@ -41,6 +41,8 @@ type loop struct {
 	spare  []*outbound
 	join   []byte // where a turn's frames are put together
 	random uint64
+	// request is what Check is given, used again for each.
+	request Request
 
 	stats loopStats
 }

@@ -64,7 +64,8 @@ type Endpoint struct {
 	Check func(r *Request, later func(Decision)) (d Decision, now bool)
 }
 
-// Request is the request head of an opening handshake.
+// Request is the request head of an opening handshake. Its strings point into
+// the head: what outlives Check is cloned.
 type Request struct {
 	Path          string
 	Query         string
@@ -74,11 +75,11 @@ type Request struct {
 	// Protocols is the list of subprotocols offered, as sent.
 	Protocols string
 	UserAgent string
-	remote    func() string
+	conn      *conn
 }
 
 // Remote is the peer's address, host:port. Runs within Check.
-func (r *Request) Remote() string { return r.remote() }
+func (r *Request) Remote() string { return r.conn.Remote() }
 
 // Decision is what Check says.
 type Decision struct {

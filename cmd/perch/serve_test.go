@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gobwas/ws"
+	"github.com/gobwas/ws/wsutil"
 	"github.com/spf13/cobra"
 
 	"perch"
@@ -62,6 +65,9 @@ func interrupt(t *testing.T, sig syscall.Signal) {
 }
 
 func TestServeEnds(t *testing.T) {
+	// On a busy machine a signal can come after serve has returned, and would then
+	// end the tests: this takes it, up to their end.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM)
 	errBroken := errors.New("broken")
 	tests := []struct {
 		name string
@@ -266,20 +272,93 @@ func after(t *testing.T, text, mark string) string {
 	if !ok {
 		t.Fatalf("no %q in %s", mark, text)
 	}
-	return strings.FieldsFunc(rest, func(r rune) bool { return strings.ContainsRune(" \n,)", r) })[0]
+	return strings.FieldsFunc(rest, func(r rune) bool { return strings.ContainsRune(" \n,);", r) })[0]
 }
 
-// TestServe runs the server with nothing but free ports, follows what it prints
-// at start and drains it.
+// TestServe runs the server with nothing but free ports, does by hand what it
+// prints at start, and drains it.
 func TestServe(t *testing.T) {
-	dir := t.TempDir()
-	p := startServe(t, dir, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--dev")
-	public := after(t, p.greet, "Perch serves http://")
-	if host, port, err := net.SplitHostPort(public); err != nil || host != "127.0.0.1" || port == "0" {
-		t.Errorf("it serves %q", public)
+	for _, tt := range []struct {
+		name string
+		args []string
+		dev  bool
+	}{
+		{"nothing configured", nil, false},
+		{"dev", []string{"--dev"}, true},
+		{"insecure", []string{"--insecure"}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			p := startServe(t, dir, append(tt.args, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")...)
+			public := after(t, p.greet, "Perch serves http://")
+			if host, port, err := net.SplitHostPort(public); err != nil || host != "127.0.0.1" || port == "0" {
+				t.Errorf("it serves %q", public)
+			}
+			if tt.dev {
+				tryExampleClient(t, public)
+			}
+			messages := tryConsoleLine(t, p.greet)
+			tryPush(t, p.greet, filepath.Join(dir, "perch-data", apiKeyFile))
+			for text := range messages {
+				if strings.Contains(text, `"hello"`) {
+					p.drain(t)
+					return
+				}
+			}
+			t.Error("the push did not arrive")
+		})
 	}
+}
 
-	// The line with the example client's credentials, done by hand.
+// tryConsoleLine does what the line for a browser's console does, and waits
+// until it is subscribed.
+func tryConsoleLine(t *testing.T, greet string) <-chan string {
+	t.Helper()
+	_, rest, _ := strings.Cut(greet, "ws.send('")
+	commands, _, ok := strings.Cut(rest, "');")
+	if !ok {
+		t.Fatalf("no commands in %s", greet)
+	}
+	// As JavaScript reads the text.
+	commands = strings.ReplaceAll(commands, `\n`, "\n")
+	address := strings.Trim(after(t, greet, "new WebSocket("), `";`)
+	conn, _, _, err := ws.Dial(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := wsutil.WriteClientText(conn, []byte(commands)); err != nil {
+		t.Fatal(err)
+	}
+	messages := make(chan string, 16)
+	go func() {
+		defer close(messages)
+		for {
+			text, err := wsutil.ReadServerText(conn)
+			if err != nil {
+				return
+			}
+			messages <- string(text)
+		}
+	}()
+	for text := range messages {
+		if strings.Contains(text, `"error"`) {
+			t.Fatalf("answer: %s", text)
+		}
+		if strings.Contains(text, `"subs"`) || strings.Contains(text, `"subscribe"`) {
+			return messages
+		}
+	}
+	t.Fatal("not subscribed")
+	return nil
+}
+
+// tryExampleClient does the line with the example client's credentials.
+func tryExampleClient(t *testing.T, public string) {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+public+"/v1/token",
 		strings.NewReader("grant_type=client_credentials&sub=alice"))
 	if err != nil {
@@ -301,31 +380,40 @@ func TestServe(t *testing.T) {
 	if c := claimsOf(t, answer.Token); c["sub"] != "alice" {
 		t.Errorf("claims %v", c)
 	}
+}
 
-	// The line for a backend: the key is where it is said to be.
-	key, err := os.ReadFile(filepath.Join(dir, "perch-data", apiKeyFile))
+// tryPush does the line for a backend: the key is where it is said to be.
+func tryPush(t *testing.T, greet, keyFile string) {
+	t.Helper()
+	data, err := os.ReadFile(keyFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(p.greet, strings.TrimSpace(string(key))) {
+	key := strings.TrimSpace(string(data))
+	if strings.Contains(greet, key) {
 		t.Error("the API key is shown")
 	}
-	api := after(t, p.greet, `"hello"}}' `)
-	req, err = http.NewRequestWithContext(t.Context(), http.MethodPost, api, strings.NewReader(`{"channel":"news","data":{"text":"hello"}}`))
+	_, rest, _ := strings.Cut(greet, "-d '{\"channel\"")
+	body, api, ok := strings.Cut(rest, "' ")
+	if !ok {
+		t.Fatalf("no line for a push in %s", greet)
+	}
+	api, _, _ = strings.Cut(api, "\n")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, api, strings.NewReader(`{"channel"`+body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("X-API-Key", strings.TrimSpace(string(key)))
-	resp, err = http.DefaultClient.Do(req)
+	// What curl sends with -d; the server must not insist on JSON's type.
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("X-API-Key", key)
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || !strings.Contains(string(body), `"result"`) {
-		t.Errorf("publish: %s %s", resp.Status, body)
+		t.Fatalf("publish: %s %s", resp.Status, body)
 	}
-
-	p.drain(t)
 }
 
 // drain ends it as a supervisor does.

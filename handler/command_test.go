@@ -1,0 +1,279 @@
+package handler
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"perch/session"
+)
+
+const (
+	errInternal    = `"error":{"code":100,"message":"internal server error","temporary":true}`
+	errUnknown     = `"error":{"code":102,"message":"unknown channel"}`
+	errDenied      = `"error":{"code":103,"message":"permission denied"}`
+	errNoMethod    = `"error":{"code":104,"message":"method not found"}`
+	errAlready     = `"error":{"code":105,"message":"already subscribed"}`
+	errLimit       = `"error":{"code":106,"message":"limit exceeded"}`
+	errRequest     = `"error":{"code":107,"message":"bad request"}`
+	errUnavailable = `"error":{"code":108,"message":"not available"}`
+	errTokenOld    = `"error":{"code":109,"message":"token expired"}`
+	errTooMany     = `"error":{"code":111,"message":"too many requests","temporary":true}`
+)
+
+func answer(id int, what string) string { return fmt.Sprintf(`{"id":%d,%s}`, id, what) }
+
+func TestFirstMessageOfAnSDK(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		r := newRig(t)
+		p := r.open(e, nil)
+		p.send(`{"id":1,"connect":{"token":"ann","name":"js"}}`, `{"id":2,"subscribe":{"channel":"news"}}`, `{"id":3,"subscribe":{"channel":"sport"}}`)
+		p.wants(
+			`{"id":1,"connect":{"client":"`+r.c.clientID(&p.s)+`","version":"v","ping":25,"pong":true}}`,
+			`{"id":2,"subscribe":{}}`, `{"id":3,"subscribe":{}}`)
+		if !p.beating || p.s.User() != "ann" || p.s.Anonymous || p.expiry != 0 {
+			t.Errorf("session %+v", p.s)
+		}
+		if ids := r.registry.ByUser("ann", nil); len(ids) != 1 || ids[0] != p.s.ID() {
+			t.Errorf("the registry has %v", ids)
+		}
+		p.idle()
+		p.CloseWith(session.ReasonPeerClosed, 0, "")
+		if r.registry.Count() != 0 || r.topics.Counts().Topics != 0 {
+			t.Error("something of the session stays")
+		}
+	})
+}
+
+func TestMessagesOutOfPlace(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		tests := []struct {
+			name      string
+			connected bool
+			commands  []string
+		}{
+			{"subscribe first", false, []string{`{"id":1,"subscribe":{"channel":"a"}}`}},
+			{"pong first", false, []string{`{}`}},
+			{"connect without id", false, []string{`{"connect":{"token":"ann"}}`}},
+			{"no token", false, []string{`{"id":1,"connect":{}}`}},
+			{"second connect", true, []string{`{"id":2,"connect":{"token":"ann"}}`}},
+			{"no id", true, []string{`{"subscribe":{"channel":"a"}}`}},
+			{"no request", true, []string{`{"id":2}`}},
+			{"ping request", true, []string{`{"id":2,"ping":{}}`}},
+			{"pong without ping", true, []string{`{}`}},
+			{"two pongs", true, []string{`{}`, `{}`}},
+			{"subscribe to nothing", true, []string{`{"id":2,"subscribe":{}}`}},
+			{"unsubscribe from nothing", true, []string{`{"id":2,"unsubscribe":{}}`}},
+			{"publish to nothing", true, []string{`{"id":2,"publish":{"data":1}}`}},
+			{"refresh without token", true, []string{`{"id":2,"refresh":{}}`}},
+			{"sub refresh of nothing", true, []string{`{"id":2,"sub_refresh":{"token":"x"}}`}},
+		}
+		for _, tt := range tests {
+			t.Run(tt.name, func(t *testing.T) {
+				r := newRig(t)
+				p := r.open(e, nil)
+				if tt.connected {
+					p.connect("ann")
+				}
+				p.send(append(tt.commands, `{"id":9,"subscribe":{"channel":"b"}}`)...)
+				p.wantsClose(session.ReasonBadRequest)
+				p.wants()
+				if p.closed != 1 || r.topics.Counts().Subscriptions != 0 || p.s.Work != nil {
+					t.Error("something came after the close")
+				}
+			})
+		}
+	})
+	t.Run("malformed", func(t *testing.T) {
+		for _, msg := range []string{"", "\n", "{", "x", `{"id":1,"connect":{"token":1}}`, "[]"} {
+			p := newRig(t).open(session.EncodingJSON, nil)
+			p.rig.c.Message(&p.s, []byte(msg), false)
+			p.wantsClose(session.ReasonBadRequest)
+		}
+		for _, msg := range []string{"", "\x05\x08", "\x02\xff\xff", "\x80"} {
+			p := newRig(t).open(session.EncodingProtobuf, nil)
+			p.rig.c.Message(&p.s, []byte(msg), true)
+			p.wantsClose(session.ReasonBadRequest)
+		}
+	})
+}
+
+func TestPong(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		p := newRig(t).user(e, "ann")
+		for _, commands := range [][]string{{`{}`}, {`{}`, `{"id":2,"unsubscribe":{"channel":"a"}}`}, {`{"id":2,"unsubscribe":{"channel":"a"}}`, `{}`}} {
+			p.pinged = true
+			p.send(commands...)
+			p.wantsOpen()
+			if p.pinged {
+				t.Errorf("%v: the pong was not seen", commands)
+			}
+		}
+	})
+	p := newRig(t).user(session.EncodingJSON, "ann")
+	for _, msg := range []string{"{}\n", "{ }", `{"id":0}`} {
+		p.pinged = true
+		p.rig.c.Message(&p.s, []byte(msg), false)
+		if p.pinged || p.s.Closed() {
+			t.Errorf("%q is no pong", msg)
+		}
+	}
+}
+
+func TestPongCostsNothing(t *testing.T) {
+	for e, msg := range map[session.Encoding][]byte{session.EncodingJSON: []byte("{}"), session.EncodingProtobuf: {0}} {
+		p := newRig(t).user(e, "ann")
+		if n := testing.AllocsPerRun(100, func() {
+			p.pinged = true
+			p.rig.c.Message(&p.s, msg, false)
+		}); n != 0 {
+			t.Errorf("a pong costs %v allocations", n)
+		}
+	}
+}
+
+// quiet is a transport that keeps nothing.
+type quiet struct{ *fakePeer }
+
+func (quiet) WriteMessage([]byte, bool) {}
+
+func TestRepliesCostNothing(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		r := newRig(t)
+		p := &fakePeer{t: t, rig: r}
+		p.s.Open(quiet{p}, r.loop, session.MakeID(3, 9, 9))
+		p.s.Encoding = e
+		p.s.State = session.StateConnected
+		data := []byte(`{"a":1}`)
+		pub := &publishing{c: r.c, id: 4}
+		run := &running{c: r.c, id: 5}
+		if n := testing.AllocsPerRun(100, func() {
+			pub.answer(&p.s)
+			r.c.subscribed(&p.s, 6, "a", 0)
+			r.topics.Unsubscribe(&p.s, "a")
+			run.reply(&p.s, data, nil)
+		}); n > 8 { // the subscription's own: topic, member, lists
+			t.Errorf("%v allocations", n)
+		}
+		if n := testing.AllocsPerRun(100, func() {
+			pub.answer(&p.s)
+			run.reply(&p.s, data, nil)
+		}); n != 0 {
+			t.Errorf("hot replies cost %v allocations", n)
+		}
+	})
+}
+
+func TestCommandsOfLaterIssues(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		p := newRig(t).user(e, "ann")
+		p.send(`{"id":2,"subscribe":{"channel":"a","recover":true,"offset":5,"positioned":true,"recoverable":true,"join_leave":true,"delta":"fossil"}}`,
+			`{"id":3,"presence":{"channel":"a"}}`, `{"id":4,"presence_stats":{"channel":"a"}}`, `{"id":5,"history":{"channel":"a"}}`,
+			`{"id":6,"subscribe":{"channel":"b","type":1}}`, `{"id":7,"publish":{"channel":"b","type":1,"data":1}}`,
+			`{"id":8,"sub_refresh":{"channel":"b","type":1}}`)
+		p.wants(`{"id":2,"subscribe":{}}`, answer(3, errUnavailable), answer(4, errUnavailable), answer(5, errUnavailable),
+			answer(6, errUnavailable), answer(7, errUnavailable), answer(8, errUnavailable))
+		p.idle()
+	})
+}
+
+func TestCounters(t *testing.T) {
+	r := newRig(t)
+	p := r.user(session.EncodingJSON, "ann")
+	p.send(`{"id":2,"subscribe":{"channel":"nope:a"}}`, `{"id":3,"history":{"channel":"a"}}`, `{"id":4,"unsubscribe":{"channel":"a"}}`, `{}`)
+	got := r.c.Counters().Snapshot()
+	want := map[string]uint64{"connect": 1, "subscribe": 1, "history": 1, "unsubscribe": 1}
+	for name, n := range got.Commands {
+		if n != want[name] {
+			t.Errorf("%d of %s", n, name)
+		}
+	}
+	if got.Errors[102] != 1 || got.Errors[108] != 1 || got.Errors[0] != 0 || got.Malformed != 1 {
+		t.Errorf("%+v", got)
+	}
+	r.c.counters.failed(400)
+	r.c.counters.failed(7)
+	if n := r.c.Counters().Snapshot().Errors[0]; n != 2 {
+		t.Errorf("%d errors of applications", n)
+	}
+}
+
+func TestEcho(t *testing.T) {
+	p := &fakePeer{t: t}
+	p.s.Open(p, newFakeLoop(), 1)
+	var h Echo
+	h.Open(&p.s, nil)
+	if p.s.State != session.StateConnected || !p.beating {
+		t.Fatal("not open")
+	}
+	big := bytes.Repeat([]byte{0xff}, 16<<20)
+	h.Message(&p.s, []byte("text"), false)
+	h.Message(&p.s, big, true)
+	h.Message(&p.s, nil, false)
+	h.Expire(&p.s)
+	h.Closed(&p.s, session.ReasonNormal)
+	if len(p.out) != 3 || string(p.out[0]) != "text" || p.kinds[0] || !bytes.Equal(p.out[1], big) || !p.kinds[1] || len(p.out[2]) != 0 {
+		t.Errorf("%d messages of kinds %v", len(p.out), p.kinds)
+	}
+}
+
+func TestNewWantsItsParts(t *testing.T) {
+	if _, err := New(Options{}); err == nil {
+		t.Error("nothing is missing")
+	}
+}
+
+// FuzzMessage gives arbitrary messages to a session: it is closed for a reason
+// of the protocol's, or what it was sent can be read.
+func FuzzMessage(f *testing.F) {
+	seeds := []string{
+		"{}", `{"id":1,"connect":{"token":"ann"}}`,
+		`{"id":2,"subscribe":{"channel":"a"}}` + "\n" + `{"id":3,"publish":{"channel":"a","data":{}}}`,
+		`{"id":4,"rpc":{"method":"echo","data":1}}` + "\n" + `{"id":5,"unsubscribe":{"channel":"a"}}`,
+		`{"send":{"data":1}}`, `{"id":6,"refresh":{"token":"ann"}}`, `{"id":7,"sub_refresh":{"channel":"a","token":"x"}}`,
+		`{"id":8,"history":{"channel":"a"}}`,
+	}
+	for _, e := range []session.Encoding{session.EncodingJSON, session.EncodingProtobuf} {
+		p := &fakePeer{t: f}
+		p.s.Encoding = e
+		for _, seed := range seeds {
+			f.Add(p.message(strings.Split(seed, "\n")...), e == session.EncodingProtobuf, true)
+		}
+	}
+	f.Add([]byte("{\"id\":1,\"connect\":{}}\n\n{}"), false, false)
+	f.Fuzz(func(t *testing.T, msg []byte, protobuf, connected bool) {
+		r := newRig(t, func(o *rigOptions) { o.Options.Require = RequireNone })
+		r.c.RegisterExamples()
+		e := session.EncodingJSON
+		if protobuf {
+			e = session.EncodingProtobuf
+		}
+		p := r.open(e, nil)
+		if connected {
+			p.connect("ann")
+		}
+		r.c.Message(&p.s, bytes.Clone(msg), protobuf)
+		r.loop.until(t, "an end", func() bool {
+			w := workOf(&p.s)
+			return p.s.Closed() || w == nil || !w.busy
+		})
+		for _, reply := range p.replies() {
+			if line := reply.AppendJSON(nil); e == session.EncodingJSON && !json.Valid(line) {
+				t.Fatalf("sent %s", line)
+			}
+		}
+		switch p.reason {
+		case session.ReasonNone, session.ReasonBadRequest, session.ReasonInvalidToken, session.ReasonNotAvailable:
+		default:
+			t.Fatalf("closed for %v", p.reason)
+		}
+		if w := workOf(&p.s); w != nil && !w.refused {
+			t.Fatalf("holds %+v", w)
+		}
+		if n := r.loop.inUse(); n != 0 {
+			t.Fatalf("%d bytes of the inbox stay taken", n)
+		}
+	})
+}

@@ -1,0 +1,100 @@
+package perch_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"perch/internal/testkit"
+)
+
+// The memory budget of a session, in bytes of RssAnon, and what may come on
+// top of it when the session has been busy.
+const (
+	sharedBudget = 1000
+	ownBudget    = 1300
+	burstFactor  = 1.2
+	stormFactor  = 1.5
+	// goroutineSlack is for what net/http keeps for the connections of the
+	// measurement itself.
+	goroutineSlack = 10
+)
+
+// full tells whether the long measurements are asked for. Without them the same
+// code runs small, with bounds that only catch what is grossly wrong: at 1,000
+// sessions the runtime's own steps weigh more than the sessions.
+func full() bool { return os.Getenv("PERCH_TEST_MEMORY") == "1" }
+
+func TestMemory(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	for _, c := range []struct {
+		name     string
+		topic    func(int) string
+		messages int
+		budget   float64
+	}{
+		{"shared topic", testkit.SharedTopic, 0, sharedBudget},
+		{"own topic", testkit.OwnTopic, 20, ownBudget},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := testkit.MemoryOptions{Topic: c.topic, Messages: c.messages, Size: 4 << 10, Log: t.Logf}
+			budget, factor := c.budget, burstFactor
+			if !full() {
+				o.Sessions, o.Cool = 1000, 5*time.Second
+				budget, factor = 5000, 3
+			}
+			r, err := testkit.Memory(ctx, startProcess(ctx, t, 0), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.PerSession > budget {
+				t.Errorf("an idle session costs %.0f B, the budget is %.0f", r.PerSession, budget)
+			}
+			limit := factor * r.PerSession
+			if !full() {
+				limit = max(limit, budget)
+			}
+			if r.AfterBurst > limit {
+				t.Errorf("%.0f B after a burst, %.0f before: more than %.1f times", r.AfterBurst, r.PerSession, factor)
+			}
+			if r.Goroutines[1] > r.Goroutines[0]+goroutineSlack {
+				t.Errorf("%d goroutines without sessions, %d with %d", r.Goroutines[0], r.Goroutines[1], r.Sessions)
+			}
+		})
+	}
+}
+
+// TestStorm compares the CPU of a connect storm with that of a bare gnet and
+// gobwas server. Only on request: it wants the machine for itself.
+func TestStorm(t *testing.T) {
+	if !full() {
+		t.Skip("PERCH_TEST_MEMORY=1 runs it")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	s := startProcess(ctx, t, 0)
+	root, err := testkit.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, err := testkit.Executable(ctx, filepath.Join(root, "bench", "peers"), "./bare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, addr, err := testkit.StartBare(ctx, bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = bare.Stop(5 * time.Second) }) // gnet ends by the signal
+	r, err := testkit.Storm(ctx, s, bare, addr, 5000, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("perch %v, bare %v, ratio %.2f", r.Perch, r.Bare, r.Ratio)
+	if r.Ratio > stormFactor {
+		t.Errorf("a session costs %.2f times a bare upgrade, the budget is %.1f", r.Ratio, stormFactor)
+	}
+}
