@@ -56,24 +56,33 @@ func (p *peer) send(commands ...string) {
 func (p *peer) reply(id int) map[string]any {
 	p.t.Helper()
 	for {
-		msg, err := p.Message()
-		if err != nil {
-			p.t.Fatalf("reply %d: %v", id, err)
-		}
-		for line := range strings.Lines(string(msg)) {
-			var r map[string]any
-			if err := json.Unmarshal([]byte(line), &r); err != nil {
-				p.t.Fatalf("%q: %v", line, err)
-			}
+		for _, r := range p.lines() {
 			if r["id"] != float64(id) {
 				continue
 			}
 			if r["error"] != nil {
-				p.t.Fatalf("reply %s", line)
+				p.t.Fatalf("reply %v", r)
 			}
 			return r
 		}
 	}
+}
+
+// lines reads the next message and decodes its lines.
+func (p *peer) lines() (all []map[string]any) {
+	p.t.Helper()
+	msg, err := p.Message()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(msg)) {
+		var r map[string]any
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			p.t.Fatalf("%q: %v", line, err)
+		}
+		all = append(all, r)
+	}
+	return all
 }
 
 // closes waits for the close frame and checks its code.

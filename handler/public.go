@@ -72,7 +72,8 @@ func NewPublic(o PublicOptions) http.Handler {
 	})
 
 	if o.Routes != nil {
-		o.Routes(e)
+		// A group: middleware that Routes adds stays with its own routes.
+		o.Routes(e.Group("/"))
 		for _, r := range e.Routes() {
 			cross.methods[r.Path] = append(cross.methods[r.Path], r.Method)
 		}

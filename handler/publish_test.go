@@ -32,8 +32,7 @@ func TestPublishReachesBothEncodings(t *testing.T) {
 	a.wants(pub(b, ""))
 	b.wants(`{"id":4,"publish":{}}`, pub(b, ""))
 	// What is no JSON goes to those that can have it.
-	raw := []byte("\x0a\x08\x05\x3a\x0b\x0a\x04news\x12\x03\xff\x00\x01")
-	raw = append([]byte{15, 8, 5, 0x3a, 11, 0x0a, 4}, "news\x12\x03\xff\x00\x01"...)
+	raw := append([]byte{15, 8, 5, 0x3a, 11, 0x0a, 4}, "news\x12\x03\xff\x00\x01"...)
 	r.c.Message(&b.s, raw, true)
 	r.loop.turn()
 	if got := b.replies(); len(got) != 2 || string(got[1].Push.Pub.Data) != "\xff\x00\x01" {
@@ -117,7 +116,7 @@ func TestPublishIsNotOvertaken(t *testing.T) {
 		r.broker.hold = true
 		p.send(`{"id":2,"publish":{"channel":"a","data":1}}`, `{"id":3,"subscribe":{"channel":"a"}}`)
 		p.send(`{"id":4,"publish":{"channel":"a","data":2}}`, `{"id":5,"unsubscribe":{"channel":"a"}}`)
-		other.send(`{"id":2,"subscribe":{"channel":"a"}}`)
+		other.send(`{"id":2,"subscribe":{"channel":"b"}}`)
 		other.wants(`{"id":2,"subscribe":{}}`)
 		p.pinged = true
 		p.send(`{}`)

@@ -195,7 +195,7 @@ func (k *running) work(ctx context.Context, f func(context.Context) ([]byte, err
 		}
 		answer := k.answer(ctx, err)
 		stop()
-		k.settle(data, answer)
+		k.settle(ctx, data, answer)
 	}()
 	data, err = f(ctx)
 }
@@ -218,19 +218,19 @@ func (k *running) answer(ctx context.Context, err error) *Error {
 // abandon answers a call whose context ended before its method did. The method
 // keeps its worker until it returns.
 func (k *running) abandon(ctx context.Context) {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) && !k.settled.Load() {
-		k.c.counters.RPCTimeouts.Add(1)
-	}
-	k.settle(nil, protocol.ErrInternal)
+	k.settle(ctx, nil, protocol.ErrInternal)
 	if j := k.job.Load(); j != nil {
 		k.c.pool.cancel(j)
 	}
 }
 
 // settle posts the answer, if nobody has. Safe from any goroutine.
-func (k *running) settle(data []byte, e *Error) {
+func (k *running) settle(ctx context.Context, data []byte, e *Error) {
 	if !k.settled.CompareAndSwap(false, true) {
 		return
+	}
+	if e == protocol.ErrInternal && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		k.c.counters.RPCTimeouts.Add(1)
 	}
 	k.cancel()
 	n := replyRoom

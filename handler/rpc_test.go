@@ -63,11 +63,7 @@ func TestRPCErrors(t *testing.T) {
 			"nil":   func(context.Context, RPCRequest) ([]byte, error) { return nil, none },
 			"other": func(context.Context, RPCRequest) ([]byte, error) { return nil, errors.New("disk on fire") },
 			"panic": func(context.Context, RPCRequest) ([]byte, error) { panic("a nil map") },
-			"exit": func(context.Context, RPCRequest) ([]byte, error) {
-				var m map[string]int
-				m["x"] = 1
-				return nil, nil
-			},
+			"fault": func(_ context.Context, q RPCRequest) ([]byte, error) { return q.Data[1<<20:], nil },
 		} {
 			r.c.HandleRPC(name, f)
 		}
@@ -75,7 +71,7 @@ func TestRPCErrors(t *testing.T) {
 		for name, want := range map[string]string{
 			"own":     `"error":{"code":1000,"message":"no such door"}`,
 			"wrapped": `"error":{"code":400,"message":"later","temporary":true}`,
-			"nil":     errInternal, "other": errInternal, "panic": errInternal, "exit": errInternal,
+			"nil":     errInternal, "other": errInternal, "panic": errInternal, "fault": errInternal,
 		} {
 			p.send(fmt.Sprintf(`{"id":2,"rpc":{"method":%q}}`, name), `{"id":3,"unsubscribe":{"channel":"a"}}`)
 			p.heard(2)
@@ -158,6 +154,8 @@ func TestOrderUnderThePool(t *testing.T) {
 				t.Fatalf("answer %d is %v", n, reply)
 			}
 		}
+	}
+	for _, p := range list {
 		p.idle()
 	}
 }
@@ -327,7 +325,7 @@ func TestBlockedMethodHarmsNobodyElse(t *testing.T) {
 
 func TestRPCTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(o *rigOptions) { o.CallTimeout, o.Pool.Workers = time.Second, 2 })
+		r := newRig(t, func(o *rigOptions) { o.CallTimeout, o.Pool.Workers = time.Second, 4 })
 		gate := make(chan struct{})
 		var ran atomic.Int32
 		r.c.HandleRPC("polite", func(ctx context.Context, _ RPCRequest) ([]byte, error) {
@@ -379,14 +377,16 @@ func TestRPCTimeout(t *testing.T) {
 
 func TestRPCEndsWithItsSession(t *testing.T) {
 	r := newRig(t)
-	ended := make(chan error, 1)
+	begun, ended := make(chan struct{}), make(chan error, 1)
 	r.c.HandleRPC("wait", func(ctx context.Context, _ RPCRequest) ([]byte, error) {
+		begun <- struct{}{}
 		<-ctx.Done()
 		ended <- ctx.Err()
 		return nil, ctx.Err()
 	})
 	p := r.user(session.EncodingJSON, "ann")
 	p.send(`{"id":2,"rpc":{"method":"wait"}}`, `{"id":3,"unsubscribe":{"channel":"a"}}`)
+	<-begun
 	p.CloseWith(session.ReasonPeerGone, 0, "")
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)
@@ -399,6 +399,7 @@ func TestRPCEndsWithItsSession(t *testing.T) {
 	}
 	q := r.user(session.EncodingJSON, "bob")
 	q.send(`{"id":2,"rpc":{"method":"wait"}}`)
+	<-begun
 	r.c.Close()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)

@@ -231,6 +231,9 @@ func Memory(ctx context.Context, s *Server, o MemoryOptions) (MemoryResult, erro
 	return r, nil
 }
 
+// stormPause lies between the rounds of a storm.
+const stormPause = 500 * time.Millisecond
+
 // StormResult is the server CPU of one connection in a storm, in rounds that
 // alternate between the two servers.
 type StormResult struct {
@@ -271,6 +274,12 @@ func Storm(ctx context.Context, s *Server, bare *Process, addr string, n, rounds
 		base, err := one(round, bare, DenseOptions{Addr: addr, Path: "/"})
 		if err != nil {
 			return r, err
+		}
+		// Both are still taking leave of their connections.
+		select {
+		case <-ctx.Done():
+			return r, ctx.Err()
+		case <-time.After(stormPause):
 		}
 		if round > 0 {
 			r.Perch, r.Bare = append(r.Perch, full), append(r.Bare, base)
