@@ -13,6 +13,8 @@ const (
 	// more than the budget allows at this rate, it is as fast as it must be.
 	drainRate = 2000
 	drainWave = 20 * time.Millisecond
+	// drainMoment is above what netpoll gives a peer to close its side.
+	drainMoment = 1200 * time.Millisecond
 )
 
 // drain closes all sessions with the code that asks them to reconnect, in
@@ -46,7 +48,14 @@ func (s *Server) drain(ctx context.Context) {
 		case <-t.C:
 		}
 	}
-	for s.net.Stats().Open > 0 && ctx.Err() == nil {
+	// The last peers have a moment to take the close frame; who has sent no
+	// request head by then is not waited for.
+	last := time.Now()
+	for ctx.Err() == nil {
+		n := s.net.Stats()
+		if n.Open == 0 || n.Sessions == 0 && time.Since(last) > drainMoment {
+			break
+		}
 		select {
 		case <-ctx.Done():
 		case <-t.C:

@@ -66,8 +66,6 @@ const (
 	adminConnections = 128
 	// spareDescriptors are kept for files, logs, remote keys and the runtime.
 	spareDescriptors = 128
-	// minConnections is what a server must be able to hold to be of use.
-	minConnections = 16
 )
 
 // capacity divides the process's descriptors.
@@ -99,10 +97,11 @@ func capacityFor(o LimitOptions, loops int) (capacity, error) {
 		c.soft = o.Connections
 	}
 	c.hard = c.soft + refused
-	if c.soft < minConnections || c.hard > room {
+	if c.soft < 1 || c.hard > room {
+		want := max(c.soft, 1)
 		return capacity{}, fmt.Errorf(
 			"limits.connections: %d connections need a descriptor limit of %d, and it is %d: raise it (ulimit -n, LimitNOFILE=) or lower limits.connections",
-			max(c.soft, minConnections), c.descriptors-room+max(c.soft, minConnections)+refused, c.descriptors)
+			want, c.descriptors-room+want+refused, c.descriptors)
 	}
 	return c, nil
 }

@@ -218,7 +218,11 @@ func (c *Commands) Open(s *session.Session, identity any) {
 
 // Message implements session.Handler: it runs the commands of one message, in
 // their order.
-func (c *Commands) Message(s *session.Session, data []byte, _ bool) {
+func (c *Commands) Message(s *session.Session, data []byte, binary bool) {
+	if binary != (s.Encoding == session.EncodingProtobuf) {
+		s.Close(session.ReasonUnsupportedData) // RFC 6455, section 7.4.1
+		return
+	}
 	e := encodingOf(s)
 	if protocol.IsPong(data, e) {
 		c.pong(s)

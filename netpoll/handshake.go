@@ -118,8 +118,8 @@ func (c *conn) checkForm(h *head) bool {
 		return false
 	case h.minor != 1:
 		return bad("the opening handshake needs HTTP/1.1")
-	case h.hosts != 1:
-		return bad("one Host header is needed")
+	case h.hosts != 1 || h.badHost:
+		return bad("one Host header is needed, and a valid one")
 	case h.length || h.coding:
 		return bad("the opening handshake has no body")
 	case !h.upgrade:

@@ -19,6 +19,7 @@ type head struct {
 	minor                byte // of HTTP/1.x
 	hosts                int
 	host                 []byte
+	badHost              bool
 	upgrade              bool // Upgrade names websocket
 	upgrades             bool // there is an Upgrade
 	connection           bool // Connection names upgrade
@@ -152,6 +153,18 @@ func parseHead(b []byte) (h head, err error) {
 	}
 }
 
+// validHost tells whether b can be a Host: uri-host, with an optional port (RFC
+// 9110, section 7.2). It looks at the bytes, as net/http does.
+func validHost(b []byte) bool {
+	for _, c := range b {
+		if !(tokenByte[c] && c != '^' && c != '`' && c != '|' && c != '#') && c != ':' && c != '[' && c != ']' &&
+			c != '(' && c != ')' && c != ',' && c != ';' && c != '=' {
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
 func cutLine(b []byte) (line, rest []byte) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 1 {
@@ -166,6 +179,7 @@ func (h *head) field(name, value []byte) {
 		if fold(name, "host") {
 			h.hosts++
 			h.host = value
+			h.badHost = h.badHost || !validHost(value)
 		}
 	case 6:
 		if fold(name, "origin") {

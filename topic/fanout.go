@@ -56,17 +56,26 @@ func (d *delivery) frame(e session.Encoding) []byte {
 // fanout is the work of a list that has publications under way: those that
 // wait, and the round that is at its subscribers now. It exists only then.
 type fanout struct {
-	waiting []*delivery
+	waiting []arrival
 
-	// The round. New subscribers stand behind end: a publication from before they
-	// came is not for them.
+	// The round: publications between which nobody joined. A publication from
+	// before a subscriber came is not for it: who joins while the round runs stands
+	// behind end; late says that others joined before it began, so that each
+	// subscriber's time is compared with the round's.
 	running bool
-	round   []*delivery
+	round   []arrival
+	late    bool
 	joined  [session.EncodingCount][]byte
 	made    [session.EncodingCount]bool
 	cursor  int
 	end     int
 	holes   []uint32
+}
+
+// arrival is a delivery and the list's joins when it came.
+type arrival struct {
+	*delivery
+	joins uint32
 }
 
 // post brings one publication to one list. The first of a row becomes the one
@@ -82,13 +91,13 @@ func (p *post) Run() (more bool) {
 	l := p.l
 	if !p.worker {
 		if l.out != nil {
-			l.out.waiting = append(l.out.waiting, p.d)
+			l.out.waiting = append(l.out.waiting, arrival{p.d, l.joins})
 			return false
 		}
 		if len(l.subs) == 0 {
 			return false
 		}
-		l.out = &fanout{waiting: []*delivery{p.d}}
+		l.out = &fanout{waiting: []arrival{{p.d, l.joins}}}
 		p.worker = true
 		// What waits behind in the inbox joins the first round: its frames leave
 		// in the same writes.
@@ -101,7 +110,7 @@ func (p *post) Run() (more bool) {
 func (l *local) work(t *Topics) bool {
 	f := l.out
 	if !f.running {
-		f.begin(len(l.subs))
+		f.begin(l)
 	}
 	stop := min(f.cursor+sliceSubscribers, f.end)
 	sent := 0
@@ -109,7 +118,7 @@ func (l *local) work(t *Topics) bool {
 		// A write may end this session or, through its handler, take others out of
 		// the list: their places stay, empty.
 		s := l.subs[f.cursor]
-		if s == nil {
+		if s == nil || f.late && !memberOf(s).findList(l).since(f.round[0].joins) {
 			continue
 		}
 		if b := f.bytes(s.Encoding); b != nil {
@@ -129,9 +138,10 @@ func (l *local) work(t *Topics) bool {
 	return false
 }
 
-func (f *fanout) begin(end int) {
+func (f *fanout) begin(l *local) {
 	n, size := 0, 0
-	for n < len(f.waiting) && (n == 0 || size+len(f.waiting[n].Publication.Data) <= roundBytes) {
+	for n < len(f.waiting) && f.waiting[n].joins == f.waiting[0].joins &&
+		(n == 0 || size+len(f.waiting[n].Publication.Data) <= roundBytes) {
 		size += len(f.waiting[n].Publication.Data)
 		n++
 	}
@@ -139,7 +149,8 @@ func (f *fanout) begin(end int) {
 	f.waiting = f.waiting[n:]
 	f.joined = [session.EncodingCount][]byte{}
 	f.made = [session.EncodingCount]bool{}
-	f.cursor, f.end, f.running = 0, end, true
+	f.late = f.round[0].joins != l.joins
+	f.cursor, f.end, f.running = 0, len(l.subs), true
 }
 
 // bytes is all of the round's frames in a format, one behind the other.

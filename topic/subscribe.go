@@ -15,16 +15,27 @@ type local struct {
 	active bool         // under the shard's lock: has subscribers
 	count  atomic.Int32 // written by the loop, read by any
 
-	subs []*session.Session
-	out  *fanout // nil while nothing is under way
+	subs  []*session.Session
+	joins uint32  // how many have joined so far; it may wrap
+	out   *fanout // nil while nothing is under way
 }
 
 // subscription is what a session keeps of one topic.
 type subscription struct {
-	list   *local
-	index  uint32 // in list.subs
-	server bool   // made by the server, not asked for by the client
+	list  *local
+	index uint32 // in list.subs
+	// joined is list.joins at the time, its lowest bit aside: that one says that
+	// the server made the subscription, not the client.
+	joined uint32
 }
+
+const (
+	byServer = 1
+	joinStep = 2
+)
+
+// since tells whether the subscription was there when list.joins was at.
+func (s *subscription) since(at uint32) bool { return int32(at-s.joined&^byServer) >= 0 }
 
 // member is what topic keeps of a session. Most have one subscription.
 type member struct {
@@ -91,7 +102,11 @@ func (t *Topics) Subscribe(s *session.Session, name string, server bool) error {
 		s.Topics = m
 	}
 	l := t.localFor(name, s.Loop())
-	sub := subscription{list: l, index: uint32(len(l.subs)), server: server}
+	l.joins += joinStep
+	sub := subscription{list: l, index: uint32(len(l.subs)), joined: l.joins}
+	if server {
+		sub.joined |= byServer
+	}
 	l.subs = append(l.subs, s)
 	l.count.Add(1)
 	if m.one.list == nil {
@@ -153,10 +168,10 @@ func (t *Topics) Each(s *session.Session, f func(name string, server bool)) {
 		return
 	}
 	if m.one.list != nil {
-		f(m.one.list.topic.name, m.one.server)
+		f(m.one.list.topic.name, m.one.joined&byServer != 0)
 	}
 	for i := range m.more {
-		f(m.more[i].list.topic.name, m.more[i].server)
+		f(m.more[i].list.topic.name, m.more[i].joined&byServer != 0)
 	}
 }
 

@@ -9,6 +9,7 @@ const fs = require('node:fs');
 const net = require('node:net');
 const os = require('node:os');
 const path = require('node:path');
+const { after } = require('node:test');
 
 const secret = 'perch-js-test-secret-0123456789abcdef';
 const apiKey = 'perch-js-test-api-key';
@@ -138,6 +139,14 @@ class Perch {
   }
 }
 
+// scope is the part of a test's context that Perch.start needs, for the server
+// of a whole suite: what it is given runs when the suite is over.
+function scope() {
+  const cleanups = [];
+  after(async () => { for (const f of cleanups) await f(); });
+  return { after: (f) => cleanups.push(f) };
+}
+
 // sign makes an HS256 token. ttl is in seconds, may be below zero, and 0 means
 // a token without end.
 function sign(claims, { ttl = 60, key = secret } = {}) {
@@ -147,4 +156,4 @@ function sign(claims, { ttl = 60, key = secret } = {}) {
   return `${body}.${crypto.createHmac('sha256', key).update(body).digest('base64url')}`;
 }
 
-module.exports = { Perch, sign, secret, apiKey, cleanEnvironment };
+module.exports = { Perch, scope, sign };

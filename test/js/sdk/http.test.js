@@ -3,17 +3,18 @@
 const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const path = require('node:path');
-const { test, suite } = require('node:test');
-const { Perch } = require('../lib/perch');
+const { before, suite, test } = require('node:test');
+const { Perch, scope } = require('../lib/perch');
 const { client, connected, subscribed, eachBuild } = require('../lib/sdk');
 
 // htpasswd -nbBC 10 x sensor-secret | cut -d: -f2
-const hash = '@HASH@';
+const hash = '$2a$10$rFAgyBYUFFUgS00OApwf9OQiGc3TP3ccmK408sobUfIYDwcGsMWzS';
 const device = { client_id: 'sensor-7', client_secret: 'sensor-secret' };
 
-suite('tokens over HTTP', (s) => {
+suite('tokens over HTTP', () => {
+  const s = scope();
   let perch;
-  test('start', async () => {
+  before(async () => {
     perch = await Perch.start(s, {
       auth: {
         hmac_secret: '', // the server makes a key of its own
@@ -92,7 +93,7 @@ suite('tokens over HTTP', (s) => {
 });
 
 test('the demo page carries the SDK as it is published', () => {
-  const from = path.join(path.dirname(require.resolve('centrifuge/package.json', { paths: [__dirname] })), 'dist');
+  const from = path.join(path.dirname(require.resolve('centrifuge')), '../dist');
   const to = path.join(__dirname, '../../../handler/demo/vendor');
   for (const name of ['centrifuge.js', 'centrifuge.protobuf.js']) {
     assert.ok(fs.readFileSync(path.join(from, name)).equals(fs.readFileSync(path.join(to, name))), name);

@@ -1,13 +1,14 @@
 'use strict';
 
 const assert = require('node:assert/strict');
-const { test, suite } = require('node:test');
-const { Perch, sign } = require('../lib/perch');
+const { before, suite, test } = require('node:test');
+const { Perch, scope, sign } = require('../lib/perch');
 const { connected, subscribed, open, sleep, eachBuild } = require('../lib/sdk');
 
-suite('the end of a session', (s) => {
+suite('the end of a session', () => {
+  const s = scope();
   let perch;
-  test('start', async () => { perch = await Perch.start(s); });
+  before(async () => { perch = await Perch.start(s); });
 
   eachBuild(test, 'the backend disconnects a user for good', async (t, build) => {
     const user = `gone-${build}`;

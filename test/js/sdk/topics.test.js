@@ -1,13 +1,14 @@
 'use strict';
 
 const assert = require('node:assert/strict');
-const { test, suite } = require('node:test');
-const { Perch, sign } = require('../lib/perch');
+const { before, suite, test } = require('node:test');
+const { Perch, scope, sign } = require('../lib/perch');
 const { connected, subscription, subscribed, sleep, eachBuild, encoder } = require('../lib/sdk');
 
-suite('topics', (s) => {
+suite('topics', () => {
+  const s = scope();
   let perch;
-  test('start', async () => { perch = await Perch.start(s); });
+  before(async () => { perch = await Perch.start(s); });
   const connect = (t, build, claims = { sub: 'alice' }, options = {}) => (
     connected(t, build, perch.url, { token: sign(claims), ...options }));
 
@@ -62,7 +63,7 @@ suite('topics', (s) => {
     const [left, fence] = [await subscribed(c, topic), await subscribed(c, `fence-${build}`)];
     left.unsubscribe();
     await left.events.next('unsubscribed');
-    // The rpc-less fence: commands of one session keep their order.
+    // Commands of one session, and posts to its loop, keep their order.
     await fence.publish(c.encode('fence'));
     await fence.events.next('publication');
     await perch.push(topic, { late: true });
@@ -169,9 +170,10 @@ suite('topics', (s) => {
   });
 });
 
-suite('rpc', (s) => {
+suite('rpc', () => {
+  const s = scope();
   let perch;
-  test('start', async () => { perch = await Perch.start(s, { dev: true }); });
+  before(async () => { perch = await Perch.start(s, { dev: true }); });
 
   eachBuild(test, 'echo and time answer in dev mode, unknown methods are 104', async (t, build) => {
     const c = await connected(t, build, perch.url, { token: sign({ sub: 'alice' }) });
