@@ -79,7 +79,7 @@ func (a *api) find(t apiTarget) ([]session.ID, *apiError) {
 		}
 		return a.Registry.ByUser(t.User, nil), nil
 	}
-	id, ok := a.Node.Session(client)
+	id, ok := a.Registry.ByClient(a.Node, client)
 	if !ok || t.Session != "" && t.Session != client {
 		return nil, nil
 	}
@@ -227,7 +227,7 @@ func (a *api) disconnect(_ context.Context, r *apiDisconnectRequest) (any, *apiE
 	}
 	spared := make(map[session.ID]struct{}, len(r.Whitelist))
 	for _, client := range r.Whitelist {
-		if id, ok := a.Node.Session(client); ok {
+		if id, ok := a.Registry.ByClient(a.Node, client); ok {
 			spared[id] = struct{}{}
 		}
 	}

@@ -293,7 +293,7 @@ func (c *Commands) badRequest(s *session.Session, why string) {
 	s.Close(session.ReasonBadRequest)
 }
 
-func (c *Commands) clientID(s *session.Session) string { return c.opts.Node.ClientID(s.ID()) }
+func (c *Commands) clientID(s *session.Session) string { return s.ClientID(c.opts.Node) }
 
 // run decodes one command and does it.
 func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {

@@ -55,7 +55,13 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	c := l.open(socket, p, n > int64(s.opts.Connections) || s.draining.Load())
 	socket.SetContext(c)
 	if ad != nil {
-		l.guard(c, func() { c.input(ad.prefix) })
+		l.guard(c, func() {
+			if ad.moved != nil {
+				c.restore(ad.moved)
+			} else {
+				c.input(ad.prefix)
+			}
+		})
 		l.flushDirty()
 	}
 	return nil, gnet.None
@@ -112,11 +118,6 @@ func (e *events) OnClose(socket gnet.Conn, _ error) (action gnet.Action) {
 func (s *Server) panicked(p any) {
 	s.panics.Add(1)
 	s.log.Error("panic on a loop", slog.String("err", fmt.Sprint(p)))
-}
-
-// newAdoptContext carries what OnOpen needs of an adopted connection.
-func newAdoptContext(a *adopted) context.Context {
-	return gnet.NewContext(context.Background(), a)
 }
 
 // gnetLog passes on what gnet says; its own errors are the only ones of

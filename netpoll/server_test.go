@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -59,14 +58,7 @@ func freeAddr(t testing.TB) string {
 func start(t testing.TB, change func(*Options)) (*Server, string) {
 	t.Helper()
 	addr := freeAddr(t)
-	o := Options{
-		Listeners: []Listener{{Addr: addr, Endpoints: []*Endpoint{{
-			Path: "/echo", Handler: echo{}, MessageSize: 16 << 20, Check: accept,
-		}}}},
-		Loops: 2, Logger: slog.New(slog.DiscardHandler), Connections: 1000, HardConnections: 1100, HTTPConnections: 16,
-		HandshakeTimeout: 5 * time.Second, PendingBytes: 1 << 20, InboxBytes: 1 << 20,
-		PingInterval: 25 * time.Second, PongTimeout: 8 * time.Second, PingMisses: 1,
-	}
+	o := options(addr, echo{})
 	if change != nil {
 		change(&o)
 	}

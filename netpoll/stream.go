@@ -1,11 +1,13 @@
 package netpoll
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 
+	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
 
 	"perch/session"
@@ -73,10 +75,12 @@ func (c *conn) input(b []byte) {
 	}
 }
 
-// adopted is a connection on its way from net/http back to a loop.
+// adopted is a connection on its way to a loop that did not accept it: from
+// net/http, or from another server.
 type adopted struct {
 	prefix []byte // the request head, made anew, and what followed it
 	port   *port
+	moved  *Moved // instead of prefix
 }
 
 // Adopt gives a connection that Listener handed out to an event loop: prefix
@@ -93,24 +97,31 @@ func (s *Server) Adopt(conn net.Conn, prefix []byte) error {
 	if tcp == nil {
 		return net.ErrClosed
 	}
+	return s.enroll(tcp, &adopted{prefix: prefix, port: h.port})
+}
+
+// enroll gives a connection to the loop with the fewest. Where none runs yet,
+// gnet chooses one.
+func (s *Server) enroll(c net.Conn, ad *adopted) error {
 	var best *loop
 	s.each(func(l *loop) {
 		if best == nil || l.stats.Open.Load() < best.stats.Open.Load() {
 			best = l
 		}
 	})
-	if best == nil {
-		_ = tcp.Close()
-		return errors.New("netpoll: adopt: no loop runs")
+	var results <-chan gnet.RegisteredResult
+	var err error
+	if ctx := gnet.NewContext(context.Background(), ad); best != nil {
+		results, err = best.events.Enroll(ctx, c)
+	} else {
+		results, err = s.engine.Register(gnet.NewNetConnContext(ctx, c))
 	}
-	ctx := newAdoptContext(&adopted{prefix: prefix, port: h.port})
-	results, err := best.events.Enroll(ctx, tcp)
 	if err != nil {
-		_ = tcp.Close()
-		return fmt.Errorf("netpoll: adopt: %w", err)
+		_ = c.Close()
+		return fmt.Errorf("netpoll: enroll: %w", err)
 	}
 	if r := <-results; r.Err != nil {
-		return fmt.Errorf("netpoll: adopt: %w", r.Err)
+		return fmt.Errorf("netpoll: enroll: %w", r.Err)
 	}
 	return nil
 }

@@ -16,6 +16,17 @@ type Handler interface {
 	Closed(s *Session, r Reason)
 }
 
+// Mover is a Handler whose sessions can go to another server and live on
+// there. Its methods run on the loop.
+type Mover interface {
+	// Export writes down what the handler knows of s. An error says that s can't
+	// go now: something of it is under way elsewhere.
+	Export(s *Session) ([]byte, error)
+	// Import takes the place of Open for a session that Export has written down.
+	// After an error Closed is called and the connection ends.
+	Import(s *Session, data []byte) error
+}
+
 // Transport is how a session reaches its peer. Runs on the loop. After any
 // call the session may be closed.
 type Transport interface {

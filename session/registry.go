@@ -17,6 +17,10 @@ const (
 type Registry struct {
 	seed   maphash.Seed
 	shards [registryShards]registryShard
+
+	// clients finds the sessions that came with the client id of another server.
+	clientsMu sync.RWMutex
+	clients   map[string]ID
 }
 
 type registryShard struct {
@@ -29,6 +33,29 @@ type registryShard struct {
 // NewRegistry makes an empty registry.
 func NewRegistry() *Registry {
 	return &Registry{seed: maphash.MakeSeed()}
+}
+
+// ByClient finds the session of a client id: one that node made, or one that a
+// session came with.
+func (r *Registry) ByClient(node Node, client string) (ID, bool) {
+	if id, ok := node.Session(client); ok {
+		return id, true
+	}
+	r.clientsMu.RLock()
+	defer r.clientsMu.RUnlock()
+	id, ok := r.clients[client]
+	return id, ok
+}
+
+// Welcome lists the client id that s came with from another server, in
+// s.Extra.Client. Runs on the loop of s.
+func (r *Registry) Welcome(s *Session) {
+	r.clientsMu.Lock()
+	defer r.clientsMu.Unlock()
+	if r.clients == nil {
+		r.clients = make(map[string]ID)
+	}
+	r.clients[s.Extra.Client] = s.id
 }
 
 func (r *Registry) shard(user string) (*registryShard, uint64) {
@@ -78,6 +105,11 @@ func (r *Registry) rehashLocked(sh *registryShard, n int) {
 // Remove takes s out. It may be called for a session that is not listed. Runs
 // on the loop of s.
 func (r *Registry) Remove(s *Session) {
+	if s.Extra != nil && s.Extra.Client != "" {
+		r.clientsMu.Lock()
+		delete(r.clients, s.Extra.Client)
+		r.clientsMu.Unlock()
+	}
 	if !s.listed {
 		return
 	}

@@ -60,12 +60,11 @@ type Session struct {
 
 // Extra is what only some sessions have. Its slices are owned by the session.
 type Extra struct {
+	Client  string // the client id that another server gave the session
 	Info    []byte // JSON about the connection, shown to others
 	Meta    []byte // JSON about the connection, for backends only
 	Name    string // the client's name and version, as it says
 	Version string
-	// Caps and limits of the token would stand here.
-	Tags map[string]string
 }
 
 // Open prepares s for a new peer. The transport calls it, on the loop.
@@ -79,6 +78,15 @@ func (s *Session) ID() ID { return s.id }
 // Loop is the loop that owns the session. Safe from any goroutine that the
 // loop gave it to.
 func (s *Session) Loop() Loop { return s.loop }
+
+// ClientID is the name of the session that peers and backends see: the one that
+// node makes of its ID, or the one that it came with from another server.
+func (s *Session) ClientID(node Node) string {
+	if s.Extra != nil && s.Extra.Client != "" {
+		return s.Extra.Client
+	}
+	return node.ClientID(s.id)
+}
 
 // User is the identity; empty for an anonymous peer or before it is known.
 func (s *Session) User() string { return s.user }

@@ -28,6 +28,10 @@ type delivery struct {
 
 type encoded struct{ frame []byte }
 
+// room is what the delivery takes of a loop's inbox, until it has passed the
+// loop's subscribers.
+func (d *delivery) room() int { return session.PostOverhead + len(d.Publication.Data) }
+
 // frame is the publication in a wire format, made by who needs it first; nil
 // where that format can't carry it.
 func (d *delivery) frame(e session.Encoding) []byte {
@@ -72,7 +76,7 @@ type fanout struct {
 	holes   []uint32
 }
 
-// arrival is a delivery and the list's joins when it came.
+// arrival is a delivery and the list's joins when it was posted.
 type arrival struct {
 	*delivery
 	joins uint32
@@ -83,6 +87,7 @@ type arrival struct {
 type post struct {
 	l      *local
 	d      *delivery
+	joins  uint32 // of the list, when this was posted
 	worker bool
 }
 
@@ -91,19 +96,30 @@ func (p *post) Run() (more bool) {
 	l := p.l
 	if !p.worker {
 		if l.out != nil {
-			l.out.waiting = append(l.out.waiting, arrival{p.d, l.joins})
+			l.out.waiting = append(l.out.waiting, arrival{p.d, p.joins})
 			return false
 		}
 		if len(l.subs) == 0 {
+			l.loop.Release(p.d.room())
 			return false
 		}
-		l.out = &fanout{waiting: []arrival{{p.d, l.joins}}}
+		l.out = &fanout{waiting: []arrival{{p.d, p.joins}}}
 		p.worker = true
 		// What waits behind in the inbox joins the first round: its frames leave
 		// in the same writes.
 		return true
 	}
-	return l.work(p.d.topics)
+	whole := false
+	defer func() {
+		// A panic ends this task, but the list has no other worker: the next
+		// subscriber is served in a task of its own.
+		if !whole {
+			l.loop.PostTask(0, p)
+		}
+	}()
+	more = l.work(p.d.topics)
+	whole = true
+	return more
 }
 
 // work serves the next slice of subscribers and tells whether more is left.
@@ -114,11 +130,12 @@ func (l *local) work(t *Topics) bool {
 	}
 	stop := min(f.cursor+sliceSubscribers, f.end)
 	sent := 0
-	for ; f.cursor < stop; f.cursor++ {
+	for f.cursor < stop {
 		// A write may end this session or, through its handler, take others out of
 		// the list: their places stay, empty.
 		s := l.subs[f.cursor]
-		if s == nil || f.late && !memberOf(s).findList(l).since(f.round[0].joins) {
+		f.cursor++
+		if s == nil || f.late && !memberOf(s).findList(l).since(f.round[0].joins, l.joins) {
 			continue
 		}
 		if b := f.bytes(s.Encoding); b != nil {
@@ -134,8 +151,20 @@ func (l *local) work(t *Topics) bool {
 	if len(f.waiting) > 0 && len(l.subs) > 0 {
 		return true
 	}
+	l.passed(f.waiting)
 	l.out = nil
 	return false
+}
+
+// passed gives the room of publications back.
+func (l *local) passed(row []arrival) {
+	n := 0
+	for _, a := range row {
+		n += a.room()
+	}
+	if n > 0 {
+		l.loop.Release(n)
+	}
 }
 
 func (f *fanout) begin(l *local) {
@@ -181,6 +210,7 @@ func (f *fanout) bytes(e session.Encoding) []byte {
 // back, so that what moves into a gap is never a gap itself.
 func (l *local) finish() {
 	f := l.out
+	l.passed(f.round)
 	f.running = false
 	f.round = nil
 	if len(f.holes) == 0 {

@@ -14,10 +14,12 @@ type local struct {
 
 	active bool         // under the shard's lock: has subscribers
 	count  atomic.Int32 // written by the loop, read by any
+	// joins is how many have joined so far, in joinSteps; it may wrap. Written by
+	// the loop under the shard's lock.
+	joins uint32
 
-	subs  []*session.Session
-	joins uint32  // how many have joined so far; it may wrap
-	out   *fanout // nil while nothing is under way
+	subs []*session.Session
+	out  *fanout // nil while nothing is under way
 }
 
 // subscription is what a session keeps of one topic.
@@ -34,8 +36,10 @@ const (
 	joinStep = 2
 )
 
-// since tells whether the subscription was there when list.joins was at.
-func (s *subscription) since(at uint32) bool { return int32(at-s.joined&^byServer) >= 0 }
+// since tells whether the subscription was there when list.joins was at. Both
+// are looked at from now, the list's joins: at is never long ago, while between
+// a subscription and now the count may have gone half around.
+func (s *subscription) since(at, now uint32) bool { return now-s.joined&^byServer >= now-at }
 
 // member is what topic keeps of a session. Most have one subscription.
 type member struct {
@@ -102,7 +106,6 @@ func (t *Topics) Subscribe(s *session.Session, name string, server bool) error {
 		s.Topics = m
 	}
 	l := t.localFor(name, s.Loop())
-	l.joins += joinStep
 	sub := subscription{list: l, index: uint32(len(l.subs)), joined: l.joins}
 	if server {
 		sub.joined |= byServer

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -142,7 +143,6 @@ func (t *Topics) shard(name string) *shard {
 
 // Deliver implements Receiver.
 func (t *Topics) Deliver(name string, d Delivery) error {
-	n := session.PostOverhead + len(d.Publication.Data)
 	sh := t.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -151,22 +151,27 @@ func (t *Topics) Deliver(name string, d Delivery) error {
 		t.publications.Add(1)
 		return nil
 	}
+	dv := &delivery{Delivery: d, name: tp.name, topics: t}
 	// All loops get the publication, or none.
-	if !tp.reserveLocked(n) {
+	if !tp.reserveLocked(dv.room()) {
 		t.rejected.Add(1)
 		return ErrFull
 	}
 	t.publications.Add(1)
-	dv := &delivery{Delivery: d, name: tp.name, topics: t}
-	if tp.first.active {
-		tp.first.loop.PostTask(n, &post{l: &tp.first, d: dv})
-	}
+	tp.first.postLocked(dv)
 	for _, l := range tp.more {
-		if l.active {
-			l.loop.PostTask(n, &post{l: l, d: dv})
-		}
+		l.postLocked(dv)
 	}
 	return nil
+}
+
+// postLocked brings d, whose room is reserved, to the list. The room is not the
+// task's but the list's to give back: what waits there for a long fan-out stays
+// within the bound of the inbox.
+func (l *local) postLocked(d *delivery) {
+	if l.active {
+		l.loop.PostTask(0, &post{l: l, d: d, joins: l.joins})
+	}
 }
 
 func (tp *Topic) reserveLocked(n int) bool {
@@ -190,30 +195,36 @@ func (tp *Topic) reserveLocked(n int) bool {
 	return true
 }
 
-// localFor finds or makes the list of a loop and marks it as in use.
+// localFor finds or makes the list of a loop and counts a join: what is
+// delivered from here on is for the subscriber to be.
 func (t *Topics) localFor(name string, loop session.Loop) *local {
 	sh := t.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	tp := sh.topics[name]
 	if tp == nil {
-		tp = &Topic{name: string(append([]byte(nil), name...))}
-		tp.first.topic, tp.first.loop, tp.first.active = tp, loop, true
+		tp = &Topic{name: strings.Clone(name)}
+		tp.first.topic, tp.first.loop = tp, loop
 		sh.topics[tp.name] = tp
 		t.broker.Subscribe(tp.name, func(error) {})
-		return &tp.first
 	}
+	l := tp.listLocked(loop)
+	l.active = true
+	l.joins += joinStep
+	return l
+}
+
+// listLocked finds or makes the list of a loop.
+func (tp *Topic) listLocked(loop session.Loop) *local {
 	if tp.first.loop == loop {
-		tp.first.active = true
 		return &tp.first
 	}
 	for _, l := range tp.more {
 		if l.loop == loop {
-			l.active = true
 			return l
 		}
 	}
-	l := &local{topic: tp, loop: loop, active: true}
+	l := &local{topic: tp, loop: loop}
 	tp.more = append(tp.more, l)
 	return l
 }

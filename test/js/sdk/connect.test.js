@@ -60,17 +60,6 @@ suite('connecting', () => {
     assert.equal(c.events.count('connecting'), 1, 'the session was kept');
   });
 
-  test('a session that nobody refreshes is closed with 3005', { timeout: 60_000 }, async (t) => {
-    // The SDK would leave by itself when the time of its token is over.
-    const ws = open(t, perch.url);
-    await ws.events.next('open');
-    ws.send(JSON.stringify({ id: 1, connect: { token: sign({ sub: 'alice' }, { ttl: 2 }) } }));
-    const { connect } = JSON.parse(await ws.events.next('message'));
-    assert.equal(connect.expires, true);
-    assert.ok(connect.ttl === 1 || connect.ttl === 2, `ttl ${connect.ttl}`);
-    assert.deepEqual(await ws.events.next('close', () => true, 40_000), { code: 3005, reason: 'connection expired' });
-  });
-
   eachBuild(test, 'topics of the token are subscribed by the server', async (t, build) => {
     const c = client(t, build, perch.url, {
       token: sign({ sub: 'bob', channels: ['locked:a'], subs: { 'locked:b': { data: { hello: 'b' } } } }),

@@ -46,6 +46,18 @@ suite('the end of a session', () => {
     await c.events.next('connected');
   });
 
+  test('a session that nobody refreshes is closed with 3005, after a time of grace', { timeout: 60_000 }, async (t) => {
+    // The SDK would leave by itself when its token's time is over.
+    const ws = open(t, perch.url);
+    await ws.events.next('open');
+    ws.on('message', (m) => { if (String(m) === '{}') ws.send('{}'); });
+    ws.send(JSON.stringify({ id: 1, connect: { token: sign({ sub: 'late' }, { ttl: 2 }) } }));
+    const { connect } = JSON.parse(await ws.events.next('message'));
+    assert.equal(connect.expires, true);
+    assert.ok(connect.ttl === 1 || connect.ttl === 2, `ttl ${connect.ttl}`);
+    assert.deepEqual(await ws.events.next('close', () => true, 40_000), { code: 3005, reason: 'connection expired' });
+  });
+
   test('garbage is a bad request, and only for who sent it', { timeout: 60_000 }, async (t) => {
     const c = await connected(t, 'JSON', perch.url, { token: sign({ sub: 'bystander' }) });
     const ws = open(t, perch.url);

@@ -1,0 +1,285 @@
+package netpoll
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+)
+
+// headCase is a request head and what becomes of it: the status of the answer,
+// "net/http", or "waits".
+type headCase struct {
+	section string // of RFC 9112 unless another is named
+	name    string
+	head    string
+	want    string
+}
+
+// request makes a head of lines: the request line, then headers.
+func request(lines ...string) string { return strings.Join(lines, "\r\n") + "\r\n\r\n" }
+
+// asking is an opening handshake with lines more, some of which may take the
+// place of its own: those that begin with "-" leave a header out.
+func asking(line string, more ...string) string {
+	own := []string{"Host: x", "Upgrade: websocket", "Connection: Upgrade",
+		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
+	lines := []string{line}
+	for _, m := range more {
+		if name, ok := strings.CutPrefix(m, "-"); ok {
+			for i, o := range own {
+				if strings.HasPrefix(o, name+":") {
+					own = append(own[:i:i], own[i+1:]...)
+					break
+				}
+			}
+		} else {
+			lines = append(lines, m)
+		}
+	}
+	return request(append(lines, own...)...)
+}
+
+const get = "GET /echo HTTP/1.1"
+
+var headCases = []headCase{
+	{"RFC 6455, 4.2.1", "the handshake", asking(get), "101"},
+	{"2.2", "an empty line before", "\r\n" + asking(get), "101"},
+	{"2.2", "two empty lines before", "\r\n\r\n" + asking(get), "101"},
+	{"2.2", "nine empty lines before", strings.Repeat("\r\n", 9) + asking(get), "101"},
+	{"2.2", "a bare LF before", "\n" + asking(get), "400"},
+	{"2.2", "a bare CR before", "\r" + asking(get), "400"},
+	{"2.2", "a bare CR before an empty line", "\r\r\n" + asking(get), "400"},
+	{"2.2", "nothing but empty lines", "\r\n\r\n\r\n", "waits"},
+	{"2.2", "a blank before", " " + asking(get), "400"},
+	{"2.2", "bare LF behind the request line", strings.Replace(asking(get), "\r\n", "\n", 1), "400"},
+	{"2.2", "bare LF behind a header", strings.Replace(asking(get), "x\r\n", "x\n", 1), "400"},
+	{"2.2", "bare LF as the empty line", strings.TrimSuffix(asking(get), "\r\n") + "\n", "400"},
+	{"2.2", "bare LF everywhere", strings.ReplaceAll(asking(get), "\r\n", "\n"), "400"},
+	{"2.2", "LF before CR", strings.ReplaceAll(asking(get), "\r\n", "\n\r"), "400"},
+	{"2.2", "bare CR in a value", asking(get, "X: a\rb"), "400"},
+	{"2.2", "bare CR before a line's end", asking(get, "X: a\r"), "400"},
+	{"2.2", "bare CR in the target", asking("GET /ec\rho HTTP/1.1"), "400"},
+	{"2.2", "bare CR as an empty line", asking(get, "\r"), "400"},
+	{"2.2", "whitespace line before the headers", asking(get, " "), "400"},
+
+	{"3", "two blanks behind the method", asking("GET  /echo HTTP/1.1"), "400"},
+	{"3", "two blanks before the version", asking("GET /echo  HTTP/1.1"), "400"},
+	{"3", "tabs for blanks", asking("GET\t/echo\tHTTP/1.1"), "400"},
+	{"3", "no version", asking("GET /echo"), "400"},
+	{"3", "no target", asking("GET HTTP/1.1"), "400"},
+	{"3", "a method alone", asking("GET"), "400"},
+	{"3", "a long method alone", asking(strings.Repeat("G", 40)), "400"},
+	{"3", "a blank behind the version", asking(get + " "), "400"},
+	{"3.1", "a method that is no token", asking("G(T /echo HTTP/1.1"), "400"},
+	{"3.1", "another method", asking("POST /echo HTTP/1.1"), "405"},
+	{"3.1", "methods are case-sensitive", asking("get /echo HTTP/1.1"), "405"},
+	{"3.2", "NUL in the target", asking("GET /ec\x00ho HTTP/1.1"), "400"},
+	{"3.2", "a control byte in the target", asking("GET /echo?\x01 HTTP/1.1"), "400"},
+	{"3.2", "DEL in the target", asking("GET /echo?\x7f HTTP/1.1"), "400"},
+	{"3.2.1", "a query", asking("GET /echo?token=a%20b HTTP/1.1"), "101"},
+	{"3.2.1", "another path", asking("GET /other HTTP/1.1"), "net/http"},
+	{"3.2.1", "a path encoded", asking("GET /%65cho HTTP/1.1"), "net/http"},
+	{"3.2.2", "absolute-form", asking("GET http://x/echo HTTP/1.1"), "101"},
+	{"3.2.2", "absolute-form, upper case", asking("GET HTTP://X/echo HTTP/1.1"), "101"},
+	{"3.2.2", "absolute-form of a WebSocket", asking("GET wss://x:1/echo?a=/b HTTP/1.1"), "101"},
+	{"3.2.2", "absolute-form without a path", asking("GET http://x HTTP/1.1"), "net/http"},
+	{"3.2.2", "absolute-form, a path in the query only", asking("GET http://x?/echo HTTP/1.1"), "net/http"},
+	{"3.2.2", "absolute-form of another scheme", asking("GET ftp://x/echo HTTP/1.1"), "net/http"},
+	{"3.2.3", "authority-form", request("CONNECT x:443 HTTP/1.1", "Host: x"), "net/http"},
+	{"3.2.4", "asterisk-form", request("OPTIONS * HTTP/1.1", "Host: x"), "net/http"},
+	{"2.3", "HTTP/1.0", asking("GET /echo HTTP/1.0"), "400"},
+	{"2.3", "HTTP/1.0 without an upgrade", request("GET /echo HTTP/1.0"), "net/http"},
+	{"2.3", "HTTP/2.0", asking("GET /echo HTTP/2.0"), "400"},
+	{"2.3", "HTTP/9.9 is net/http's to answer", request("GET / HTTP/9.9"), "net/http"},
+	{"2.3", "another protocol", asking("GET /echo RTSP/1.0"), "400"},
+	{"2.3", "the name is case-sensitive", asking("GET /echo http/1.1"), "400"},
+	{"RFC 9113, 3.4", "the preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "net/http"},
+
+	{"5.1", "a blank before the colon", asking(get, "X : a"), "400"},
+	{"5.1", "a tab before the colon", asking(get, "X\t: a"), "400"},
+	{"5.1", "no colon", asking(get, "X"), "400"},
+	{"5.1", "no name", asking(get, ": a"), "400"},
+	{"5.1", "a blank in the name", asking(get, "X Y: a"), "400"},
+	{"5.1", "a name that is no token", asking(get, "X(: a"), "400"},
+	{"5.1", "a name above ASCII", asking(get, "Ü: a"), "400"},
+	{"5.1", "blanks around a value", asking(get, "X: \t a \t "), "101"},
+	{"5.1", "no value", asking(get, "X:"), "101"},
+	{"5.1", "a colon in a value", asking(get, "X::a:b"), "101"},
+	{"5.2", "obs-fold", asking(get, "X: a", " b"), "400"},
+	{"5.2", "obs-fold with a tab", asking(get, "X: a", "\tb"), "400"},
+	{"5.2", "obs-fold that looks like a header", asking(get, "X: a", " Y: b"), "400"},
+	{"RFC 9110, 5.5", "NUL in a value", asking(get, "X: a\x00b"), "400"},
+	{"RFC 9110, 5.5", "a control byte in a value", asking(get, "X: a\x1bb"), "400"},
+	{"RFC 9110, 5.5", "DEL in a value", asking(get, "X: a\x7fb"), "400"},
+	{"RFC 9110, 5.5", "obs-text in a value", asking(get, "X: a\x80\xff"), "101"},
+	{"RFC 9110, 5.5", "a tab in a value", asking(get, "X: a\tb"), "101"},
+
+	{"RFC 9110, 7.6.1", "Connection is a list", asking(get, "-Connection", "Connection: keep-alive, Upgrade"), "101"},
+	{"RFC 9110, 7.6.1", "empty elements", asking(get, "-Connection", "Connection: , ,upgrade,"), "101"},
+	{"RFC 9110, 7.6.1", "several lines", asking(get, "-Connection", "Connection: upgrade", "Connection: close"), "101"},
+	{"RFC 9110, 7.6.1", "any case", asking(get, "-Connection", "CONNECTION:\tUPGRADE "), "101"},
+	{"RFC 9110, 7.6.1", "a longer token", asking(get, "-Connection", "Connection: upgrades"), "400"},
+	{"RFC 9110, 7.6.1", "no list", asking(get, "-Connection", "Connection: keep-alive upgrade"), "400"},
+	{"RFC 9110, 7.6.1", "no Connection", asking(get, "-Connection"), "400"},
+	{"RFC 9110, 7.8", "Upgrade is a list", asking(get, "-Upgrade", "Upgrade: h2c, WebSocket"), "101"},
+	{"RFC 9110, 7.8", "several lines", asking(get, "-Upgrade", "Upgrade: websocket", "Upgrade: h2c"), "101"},
+	{"RFC 9110, 7.8", "another protocol", asking(get, "-Upgrade", "Upgrade: h2c"), "400"},
+	{"RFC 9110, 7.8", "a version", asking(get, "-Upgrade", "Upgrade: websocket/13"), "400"},
+	{"RFC 9110, 7.8", "no Upgrade", asking(get, "-Upgrade"), "net/http"},
+
+	{"3.2", "no Host", asking(get, "-Host"), "400"},
+	{"3.2", "two Hosts", asking(get, "Host: y"), "400"},
+	{"3.2", "two Hosts that agree", asking(get, "Host: x"), "400"},
+	{"3.2", "an empty Host", asking(get, "-Host", "Host:"), "101"},
+	{"6.2", "a body", asking(get, "Content-Length: 5") + "hello", "400"},
+	{"6.2", "a body of 0", asking(get, "Content-Length: 0"), "101"},
+	{"6.3", "two lengths", asking(get, "Content-Length: 0", "Content-Length: 5"), "400"},
+	{"6.1", "a coding", asking(get, "Transfer-Encoding: chunked"), "400"},
+	{"RFC 6455, 4.2.1", "no version", asking(get, "-Sec-WebSocket-Version"), "426"},
+	{"RFC 6455, 4.2.1", "version 8", asking(get, "-Sec-WebSocket-Version", "Sec-WebSocket-Version: 8"), "426"},
+	{"RFC 6455, 4.2.1", "two versions", asking(get, "Sec-WebSocket-Version: 13"), "426"},
+	{"RFC 6455, 4.2.1", "a list of versions", asking(get, "-Sec-WebSocket-Version", "Sec-WebSocket-Version: 13, 8"), "426"},
+	{"RFC 6455, 4.2.1", "no key", asking(get, "-Sec-WebSocket-Key"), "400"},
+	{"RFC 6455, 4.2.1", "two keys", asking(get, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), "400"},
+	{"RFC 6455, 4.2.1", "a key of 15 bytes", asking(get, "-Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j"), "400"},
+	{"RFC 6455, 4.2.1", "a key of 17 bytes", asking(get, "-Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZWE="), "400"},
+	{"RFC 6455, 4.2.1", "a key of 18 bytes", asking(get, "-Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZWFh"), "400"},
+	{"RFC 6455, 4.2.1", "a key that is not base64", asking(get, "-Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhb*BsZSBub25jZQ=="), "400"},
+	{"RFC 6454, 7.3", "two Origins", asking(get, "Origin: a", "Origin: b"), "400"},
+
+	{"2", "a TLS hello", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "400"},
+	{"2", "the first byte of one", "\x16", "400"},
+	{"2", "half a handshake", asking(get)[:60], "waits"},
+	{"2", "all but the last byte", strings.TrimSuffix(asking(get), "\n"), "waits"},
+	{"3", "as large as allowed", padded(MaxHead), "101"},
+	{"3", "a byte larger", padded(MaxHead + 1), "431"},
+	{"3", "as large as allowed, and not at its end", padded(MaxHead + 2)[:MaxHead], "waits"},
+	{"3", "a byte more, and not at its end", padded(MaxHead + 2)[:MaxHead+1], "431"},
+	{"3", "malformed behind what is allowed", padded(MaxHead + 2)[:MaxHead+1] + "\n", "431"},
+	{"2.2", "too many empty lines", strings.Repeat("\r\n", MaxHead), "431"},
+}
+
+// padded is an opening handshake of n bytes.
+func padded(n int) string {
+	h := asking(get, "X: ")
+	return strings.Replace(h, "X: ", "X: "+strings.Repeat("a", n-len(h)), 1)
+}
+
+// outcome opens a connection, feeds it the pieces and tells what became of it.
+func (r *rig) outcome(pieces [][]byte) string {
+	p := r.accept()
+	defer p.end()
+	var prefix []byte
+	var answer []byte
+	for i, b := range pieces {
+		p.feed(bytes.Clone(b))
+		answer = append(answer, p.take()...)
+		h := r.handed()
+		if h == nil {
+			continue
+		}
+		// What net/http reads is every byte that came.
+		prefix = append(prefix, h.prefix...)
+		if want := bytes.Join(pieces[:i+1], nil); !bytes.Equal(prefix, want) {
+			r.t.Errorf("net/http was handed %q of %q", prefix, want)
+		}
+		if !p.gone() || len(answer) > 0 {
+			r.t.Errorf("handed off, and answered %q, closed: %v", answer, p.gone())
+		}
+		return "net/http"
+	}
+	if len(answer) == 0 {
+		if p.gone() || p.eof {
+			return "closed"
+		}
+		return "waits"
+	}
+	status, ok := strings.CutPrefix(string(answer), "HTTP/1.1 ")
+	if !ok || len(status) < 3 {
+		r.t.Errorf("answered %q", answer)
+		return "?"
+	}
+	if status = status[:3]; status == "101" {
+		if string(answer) != switching {
+			r.t.Errorf("answered %q", answer)
+		}
+		return status
+	}
+	// A refusal says that it closes, and is followed by the end.
+	if !bytes.Contains(answer, []byte("\r\nConnection: close\r\n")) || !p.eof {
+		r.t.Errorf("answered %q, closed: %v", answer, p.eof)
+	}
+	return status
+}
+
+func TestHead(t *testing.T) {
+	r := newRig(t, nil)
+	for _, tt := range headCases {
+		t.Run(tt.name, func(t *testing.T) {
+			r.t = t
+			n := 0
+			cuts([]byte(tt.head), func(how string, pieces [][]byte) {
+				if n++; n > 500 && n%67 != 0 && n < MaxHead-2 {
+					return // of the long ones the ends and some between
+				}
+				if got := r.outcome(pieces); got != tt.want {
+					t.Fatalf("%s: %s, want %s (section %s)", how, got, tt.want, tt.section)
+				}
+			})
+		})
+	}
+	r.t = t
+}
+
+// What a loop does with a peer's first bytes is over soon, whatever they are.
+func TestHeadCost(t *testing.T) {
+	r := newRig(t, nil)
+	for _, b := range []string{"\r\n", "\r", "A: b\r\n", "\r\n\r\nA"} {
+		all := []byte(strings.Repeat(b, 64<<10/len(b))) // gnet's read buffer, full
+		start := time.Now()
+		r.outcome([][]byte{all})
+		if took := time.Since(start); took > 50*time.Millisecond {
+			t.Errorf("64 KiB of %q took %v of the loop", b, took)
+		}
+	}
+}
+
+func TestHeadFields(t *testing.T) {
+	b := []byte(asking("GET /echo?a=b HTTP/1.1", "Origin: https://a.example", "Authorization: Bearer  t o",
+		"User-Agent: u", "Sec-WebSocket-Protocol: a, b", "sec-websocket-protocol: c"))
+	h, err := parseHead(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, query := h.path()
+	got := strings.Join([]string{string(h.method), path, query, string(h.host), string(h.origin),
+		string(h.authorization), string(h.agent), string(h.protocols), string(h.key), string(h.version)}, "|")
+	const want = "GET|/echo|a=b|x|https://a.example|Bearer  t o|u|a, b, c|dGhlIHNhbXBsZSBub25jZQ==|13"
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestHeadPath(t *testing.T) {
+	for _, tt := range []struct{ target, path, query string }{
+		{"/", "/", ""},
+		{"/a?b?c", "/a", "b?c"},
+		{"/a?", "/a", ""},
+		{"//a/b", "//a/b", ""},
+		{"*", "*", ""},
+		{"http://x/a?b", "/a", "b"},
+		{"https://x", "/", ""},
+		{"https://x?b", "/", "b"},
+		{"http://x?b/c", "/", "b/c"},
+		{"WS://x/a", "/a", ""},
+		{"http://", "http://", ""},
+		{"http:/a", "http:/a", ""},
+		{"ftp://x/a", "ftp://x/a", ""},
+	} {
+		h := head{target: []byte(tt.target)}
+		if path, query := h.path(); path != tt.path || query != tt.query {
+			t.Errorf("%s: got %q and %q, want %q and %q", tt.target, path, query, tt.path, tt.query)
+		}
+	}
+}
