@@ -135,6 +135,9 @@ func (s *Server) Run() error {
 		gnet.WithTCPNoDelay(gnet.TCPNoDelay))
 	_ = s.front.Close()
 	_ = s.watcher.file.Close()
+	// gnet keeps an engine, and all that hangs on it, for as long as the process
+	// lives: the tables of the connections go now.
+	s.loops.Store(&[]*loop{})
 	switch {
 	case err != nil:
 		return fmt.Errorf("netpoll: run: %w", err)

@@ -99,6 +99,21 @@ func (l *fakeLoop) step() bool {
 	return true
 }
 
+// stepInPlace is step for measurements: the inbox keeps its memory.
+func (l *fakeLoop) stepInPlace() bool {
+	if len(l.inbox) == 0 {
+		return false
+	}
+	it := l.inbox[0]
+	l.inbox = append(l.inbox[:0], l.inbox[1:]...)
+	if it.task.Run() {
+		l.inbox = append(l.inbox, it)
+	} else {
+		l.Release(it.n)
+	}
+	return true
+}
+
 // drain runs the loop until nothing is left, and tells in how many steps.
 func (l *fakeLoop) drain() (steps int) {
 	for l.step() {

@@ -88,9 +88,13 @@ func memberOf(s *session.Session) *member {
 }
 
 // Subscribe adds s to the subscribers of a topic; server says that the server
-// does it of its own accord. ErrUnknownTopic, ErrAlreadySubscribed, ErrTooMany.
-// Runs on the loop of s.
+// does it of its own accord. ErrUnknownTopic, ErrAlreadySubscribed, ErrTooMany;
+// ErrNotAvailable where s has ended: nobody would take it out again. Runs on
+// the loop of s.
 func (t *Topics) Subscribe(s *session.Session, name string, server bool) error {
+	if s.Closed() {
+		return ErrNotAvailable
+	}
 	if _, err := t.Namespace(name); err != nil {
 		return err
 	}
@@ -130,16 +134,12 @@ func (t *Topics) Unsubscribe(s *session.Session, name string) bool {
 		return false
 	}
 	t.remove(*sub)
-	if sub == &m.one {
-		m.one = subscription{}
-		if n := len(m.more); n > 0 {
-			m.one = m.more[n-1]
-			m.more = m.more[:n-1]
-		}
-	} else {
-		n := len(m.more)
+	if n := len(m.more); n > 0 {
 		*sub = m.more[n-1]
+		m.more[n-1] = subscription{} // it would hold the topic
 		m.more = m.more[:n-1]
+	} else {
+		m.one = subscription{}
 	}
 	if len(m.more) == 0 {
 		m.more = nil

@@ -3,6 +3,7 @@ package topic
 import (
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"path"
 	"strings"
 	"sync"
@@ -15,6 +16,8 @@ const (
 	defaultMaxSubscriptions = 128
 	defaultMaxLength        = 255
 	topicShards             = 64
+	// mapShrinkAt is from how many topics on a shard's map is worth replacing.
+	mapShrinkAt = 16
 )
 
 // Options configure Topics.
@@ -52,7 +55,8 @@ type Topics struct {
 type shard struct {
 	mu     sync.Mutex
 	topics map[string]*Topic
-	_      [48]byte
+	most   int // topics in this map so far
+	_      [40]byte
 }
 
 // Topic is a name with subscribers on this node. Most have them on one loop
@@ -206,6 +210,7 @@ func (t *Topics) localFor(name string, loop session.Loop) *local {
 		tp = &Topic{name: strings.Clone(name)}
 		tp.first.topic, tp.first.loop = tp, loop
 		sh.topics[tp.name] = tp
+		sh.most = max(sh.most, len(sh.topics))
 		t.broker.Subscribe(tp.name, func(error) {})
 	}
 	l := tp.listLocked(loop)
@@ -245,7 +250,20 @@ func (t *Topics) release(l *local) {
 		}
 	}
 	delete(sh.topics, tp.name)
+	sh.shrinkLocked()
 	t.broker.Unsubscribe(tp.name, func(error) {})
+}
+
+// shrinkLocked follows the topics down: a map keeps the memory of the most that
+// it ever had.
+func (sh *shard) shrinkLocked() {
+	n := len(sh.topics)
+	if sh.most < mapShrinkAt || n > sh.most/4 {
+		return
+	}
+	small := make(map[string]*Topic, n)
+	maps.Copy(small, sh.topics)
+	sh.topics, sh.most = small, n
 }
 
 // Counts is what Topics tells of itself.
