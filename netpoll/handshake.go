@@ -27,8 +27,9 @@ func (c *conn) readHead(b []byte) {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
 		return
 	}
-	n, err := headEnd(b, from)
-	if err == nil && (n > MaxHead || n == 0 && len(b) > MaxHead) {
+	// What is behind MaxHead is not looked at, however much has come at once.
+	n, err := headEnd(b[:min(len(b), MaxHead)], from)
+	if err == nil && n == 0 && len(b) > MaxHead {
 		err = errHeadTooLarge
 	}
 	switch {

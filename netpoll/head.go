@@ -41,6 +41,10 @@ type head struct {
 func headEnd(b []byte, from int) (int, error) {
 	// A request may be preceded by empty lines (RFC 9112, section 2.2); they are
 	// part of what net/http gets.
+	first := 0
+	for first < len(b) && (b[first] == '\r' || b[first] == '\n') {
+		first++
+	}
 	for i := max(0, from-3); i < len(b); i++ {
 		j := bytes.IndexByte(b[i:], '\n')
 		if j < 0 {
@@ -50,21 +54,11 @@ func headEnd(b []byte, from int) (int, error) {
 		if i == 0 || b[i-1] != '\r' {
 			return 0, errMalformedHead
 		}
-		if i >= 3 && b[i-2] == '\n' && !blank(b[:i-1]) {
+		if i >= 3 && b[i-2] == '\n' && first < i-1 {
 			return i + 1, nil
 		}
 	}
 	return 0, nil
-}
-
-// blank tells whether b is nothing but line ends.
-func blank(b []byte) bool {
-	for _, c := range b {
-		if c != '\r' && c != '\n' {
-			return false
-		}
-	}
-	return true
 }
 
 // plausible tells from the first bytes whether this can be HTTP at all: a TLS
@@ -108,7 +102,9 @@ func token(b []byte) bool {
 
 // parseHead reads a complete head, the empty line included.
 func parseHead(b []byte) (h head, err error) {
-	b = bytes.TrimLeft(b, "\r\n")
+	for bytes.HasPrefix(b, []byte("\r\n")) {
+		b = b[2:]
+	}
 	line, b := cutLine(b)
 	var rest []byte
 	var ok bool
@@ -264,10 +260,11 @@ func (h *head) path() (path, query string) {
 	if !strings.HasPrefix(t, "/") {
 		for _, scheme := range [...]string{"http://", "https://", "ws://", "wss://"} {
 			if len(t) > len(scheme) && strings.EqualFold(t[:len(scheme)], scheme) {
-				if i := strings.IndexByte(t[len(scheme):], '/'); i >= 0 {
-					t = t[len(scheme)+i:]
-				} else {
+				t = t[len(scheme):]
+				if i := strings.IndexAny(t, "/?"); i < 0 {
 					t = "/"
+				} else if t = t[i:]; t[0] == '?' {
+					return "/", t[1:] // what stands behind the ? is not the path
 				}
 				break
 			}

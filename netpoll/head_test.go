@@ -131,7 +131,10 @@ var headCases = []headCase{
 	{"3.2", "no Host", asking(get, "-Host"), "400"},
 	{"3.2", "two Hosts", asking(get, "Host: y"), "400"},
 	{"3.2", "two Hosts that agree", asking(get, "Host: x"), "400"},
-	{"3.2", "an empty Host", asking(get, "-Host", "Host:"), "101"},
+	{"3.2", "an empty Host", asking(get, "-Host", "Host:"), "400"},
+	{"3.2", "a Host with a port", asking(get, "-Host", "Host: x.example:8000"), "101"},
+	{"3.2", "a Host of IPv6", asking(get, "-Host", "Host: [::1]:8000"), "101"},
+	{"3.2", "a Host that is none", asking(get, "-Host", "Host: x y"), "400"},
 	{"6.2", "a body", asking(get, "Content-Length: 5") + "hello", "400"},
 	{"6.2", "a body of 0", asking(get, "Content-Length: 0"), "101"},
 	{"6.3", "two lengths", asking(get, "Content-Length: 0", "Content-Length: 5"), "400"},
@@ -157,7 +160,7 @@ var headCases = []headCase{
 	{"3", "as large as allowed, and not at its end", padded(MaxHead + 2)[:MaxHead], "waits"},
 	{"3", "a byte more, and not at its end", padded(MaxHead + 2)[:MaxHead+1], "431"},
 	{"3", "malformed behind what is allowed", padded(MaxHead + 2)[:MaxHead+1] + "\n", "431"},
-	{"2.2", "too many empty lines", strings.Repeat("\r\n", MaxHead), "431"},
+	{"2.2", "too many empty lines", strings.Repeat("\r\n", MaxHead/2+1), "431"},
 }
 
 // padded is an opening handshake of n bytes.

@@ -26,6 +26,7 @@ type rig struct {
 	events  *fakeEvents
 	handler *recorder
 	peers   map[*peer]struct{} // not yet ended
+	buf     [256 << 10]byte
 }
 
 // fakeEvents stands for gnet's event loop.
@@ -214,7 +215,6 @@ type peer struct {
 	socket *fakeSocket
 	fd     int
 	eof    bool
-	buf    []byte
 }
 
 // accept opens a connection; nil where the server closed it at once.
@@ -271,15 +271,12 @@ func (p *peer) feed(b []byte) {
 
 // take reads what has come, and notes the end.
 func (p *peer) take() []byte {
-	if p.buf == nil {
-		p.buf = make([]byte, 256<<10)
-	}
 	var out []byte
 	for {
-		n, err := unix.Read(p.fd, p.buf)
+		n, err := unix.Read(p.fd, p.r.buf[:])
 		switch {
 		case n > 0:
-			out = append(out, p.buf[:n]...)
+			out = append(out, p.r.buf[:n]...)
 		case err == unix.EINTR:
 		case n == 0 && err == nil:
 			p.eof = true

@@ -169,12 +169,22 @@ func (c *conn) writeRaw(b []byte) {
 	c.list()
 }
 
+// behind is how much waits behind the part that is under way. That one does not
+// count: a frame of any size may be sent to a peer that is not slow, and no
+// socket takes a large one at once.
+func (o *outbound) behind() int {
+	if len(o.parts) == 0 {
+		return o.bytes
+	}
+	return o.bytes - (len(o.parts[0]) - o.off)
+}
+
 // room checks the bound on what waits for a slow peer, and ends it where n
 // bytes more are over. A conn that is not blocked may take any one frame: it
 // is sent at the end of the turn.
 func (c *conn) room(n int) bool {
 	o := c.out
-	if o == nil || !o.blocked || o.bytes+n <= c.endpoint.pending {
+	if o == nil || !o.blocked || o.behind()+n <= c.endpoint.pending {
 		return true
 	}
 	c.tooSlow()
@@ -318,7 +328,7 @@ func (c *conn) block() {
 		c.gone()
 		return
 	}
-	if c.mode == modeWebSocket && o.bytes > c.endpoint.pending {
+	if c.mode == modeWebSocket && o.behind() > c.endpoint.pending {
 		c.tooSlow()
 	}
 }

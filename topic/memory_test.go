@@ -79,13 +79,9 @@ func TestSubscriptionMemory(t *testing.T) {
 
 // A topic that is used once leaves nothing, one after the other or in waves.
 func TestTopicsLeaveNothing(t *testing.T) {
-	const total = 1_000_000
-	for _, wave := range []int{1, 50_000} {
+	for _, tt := range []struct{ n, wave int }{{1_000_000, 1}, {200_000, 50_000}} {
+		n, wave := tt.n, tt.wave
 		t.Run(fmt.Sprintf("%d at a time", wave), func(t *testing.T) {
-			n := total
-			if testing.Short() {
-				n /= 10
-			}
 			topics := newTopics(t, Options{})
 			l := newFakeLoop(t, 0)
 			sessions := testSessions(l, wave)

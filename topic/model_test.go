@@ -242,7 +242,7 @@ func TestModel(t *testing.T) {
 	}{
 		{"few sessions", 2, 8, 3, 20000, fakeRoom, 4},
 		{"one long fan-out", 1, 3 * sliceSubscribers, 1, 6000, fakeRoom, 3},
-		{"several slices", 3, 6 * sliceSubscribers, 4, 8000, fakeRoom, 4},
+		{"several slices", 3, 6 * sliceSubscribers, 4, 5000, fakeRoom, 3},
 		{"little room", 3, 3 * sliceSubscribers, 2, 6000, 2 * modelBig, 3},
 	} {
 		for seed := range tt.seeds {
