@@ -124,10 +124,14 @@ type HeartbeatOptions struct {
 // LimitOptions bound what peers can take.
 type LimitOptions struct {
 	// Connections is the most that are held; 0: what the descriptor limit allows.
-	Connections      int           `koanf:"connections"`
-	HTTPConnections  int           `koanf:"http_connections"`
-	HandshakeTimeout time.Duration `koanf:"handshake_timeout"`
-	ConnectTimeout   time.Duration `koanf:"connect_timeout"`
+	Connections int `koanf:"connections"`
+	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64 (429 for
+	// the next), ConnectionRate those that come in a second (503). 0: no bound.
+	ConnectionsPerAddress int           `koanf:"connections_per_address"`
+	ConnectionRate        int           `koanf:"connection_rate"`
+	HTTPConnections       int           `koanf:"http_connections"`
+	HandshakeTimeout      time.Duration `koanf:"handshake_timeout"`
+	ConnectTimeout        time.Duration `koanf:"connect_timeout"`
 	// PendingBytes is the most that waits for a peer before it is closed as slow.
 	PendingBytes int `koanf:"pending_bytes" unit:"bytes"`
 	// InboxBytes bounds the work that waits for one loop.

@@ -356,6 +356,8 @@ func (c *checker) numbers(o *Options) {
 
 	l := &o.Limits
 	c.count("limits.connections", l.Connections, 0, 1<<30)
+	c.count("limits.connections_per_address", l.ConnectionsPerAddress, 0, 1<<30)
+	c.count("limits.connection_rate", l.ConnectionRate, 0, 1<<30)
 	c.count("limits.http_connections", l.HTTPConnections, 1, 1<<20)
 	c.duration("limits.handshake_timeout", l.HandshakeTimeout, 10*time.Millisecond, time.Hour)
 	c.duration("limits.connect_timeout", l.ConnectTimeout, 10*time.Millisecond, time.Hour)

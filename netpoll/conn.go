@@ -51,12 +51,12 @@ type conn struct {
 	mode     mode
 	reason   session.Reason
 	misses   uint8
-	beating  bool // the heartbeat runs
-	awaiting bool // a ping has no pong yet
-	frames   bool // pings are those of RFC 6455
-	sessions bool // the session has been opened and not closed
-	refuse   bool // over the cap: the head is answered with 503
-	half     bool // the sending side is shut
+	beating  bool    // the heartbeat runs
+	awaiting bool    // a ping has no pong yet
+	frames   bool    // pings are those of RFC 6455
+	sessions bool    // the session has been opened and not closed
+	refuse   verdict // other than admitted: the head is answered with it
+	half     bool    // the sending side is shut
 	every    uint8
 }
 
@@ -64,7 +64,7 @@ type conn struct {
 func (c *conn) id() session.ID { return session.MakeID(c.loop.index, c.gen, c.slot) }
 
 // open takes a new connection in.
-func (l *loop) open(socket gnet.Conn, port *port, refuse bool) *conn {
+func (l *loop) open(socket gnet.Conn, port *port, refuse verdict) *conn {
 	c := l.take()
 	c.socket = socket
 	c.fd = int32(socket.Fd())
@@ -94,6 +94,7 @@ func (c *conn) closed() {
 	c.releaseOut()
 	l.stats.Open.Add(^uint64(0))
 	l.server.open.Add(-1)
+	l.server.admission.leave(c.socket.RemoteAddr())
 	l.stats.Closes[c.reason].Add(1)
 	l.give(c)
 }

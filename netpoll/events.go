@@ -52,7 +52,11 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	if ad != nil {
 		p = ad.port
 	}
-	c := l.open(socket, p, n > int64(s.opts.Connections) || s.draining.Load())
+	v := s.admission.enter(socket.RemoteAddr())
+	if n > int64(s.opts.Connections) || s.draining.Load() {
+		v = overFull
+	}
+	c := l.open(socket, p, v)
 	socket.SetContext(c)
 	if ad != nil {
 		l.guard(c, func() {

@@ -65,7 +65,7 @@ func (c *conn) request(b []byte, n int) {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
 		return
 	}
-	if c.refuse {
+	if c.refuse != admitted {
 		c.overload()
 		return
 	}
@@ -231,12 +231,18 @@ func appendAccept(b []byte, key [24]byte) []byte {
 	return base64.StdEncoding.AppendEncode(b, sum[:])
 }
 
-// overload answers a head with 503 and a time to come back that is spread, so
+// overload answers a head with 503 or 429 and a time to come back that is spread, so
 // that those who are refused together don't come back together.
 func (c *conn) overload() {
 	after := 1 + c.loop.rand()%10
-	c.refuseHead(OutcomeOverload, http.StatusServiceUnavailable, "too many connections",
-		"Retry-After: "+strconv.FormatUint(after, 10)+"\r\n")
+	status, text := http.StatusServiceUnavailable, "too many connections"
+	switch c.refuse {
+	case overAddress:
+		status, text = http.StatusTooManyRequests, "too many connections from this address"
+	case overRate:
+		text = "too many connections at once"
+	}
+	c.refuseHead(OutcomeOverload, status, text, "Retry-After: "+strconv.FormatUint(after, 10)+"\r\n")
 }
 
 // refuseHead answers a head that goes no further, and closes in such a way

@@ -23,6 +23,11 @@ type Options struct {
 	// it stays below the descriptor limit, since a failing accept ends gnet.
 	Connections     int
 	HardConnections int
+	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64: the next
+	// ones get a 429. ConnectionRate bounds how many come in a second: the next
+	// ones get a 503. 0: no bound.
+	ConnectionsPerAddress int
+	ConnectionRate        int
 	// HTTPConnections bounds the connections that are with net/http.
 	HTTPConnections int
 	// HandshakeTimeout is the time from accept to the end of the request head.

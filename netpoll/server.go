@@ -33,11 +33,12 @@ type Server struct {
 
 	pingTicks, pongTicks uint32
 
-	handler events
-	engine  gnet.Engine
-	front   *front
-	watcher *watcher
-	kicks   chan *loop
+	handler   events
+	engine    gnet.Engine
+	front     *front
+	watcher   *watcher
+	admission *admission
+	kicks     chan *loop
 
 	open        atomic.Int64 // connections on the loops
 	handed      atomic.Int64 // connections with net/http
@@ -111,6 +112,7 @@ func New(o Options) (*Server, error) {
 	if s.watcher, err = newWatcher(s); err != nil {
 		return nil, err
 	}
+	s.admission = newAdmission(o.ConnectionsPerAddress, o.ConnectionRate)
 	s.handler = events{server: s}
 	return s, nil
 }

@@ -241,9 +241,9 @@ func TestModel(t *testing.T) {
 		seeds               uint64
 	}{
 		{"few sessions", 2, 8, 3, 20000, fakeRoom, 4},
-		{"one long fan-out", 1, 3 * sliceSubscribers, 1, 6000, fakeRoom, 3},
-		{"several slices", 3, 6 * sliceSubscribers, 4, 5000, fakeRoom, 3},
-		{"little room", 3, 3 * sliceSubscribers, 2, 6000, 2 * modelBig, 3},
+		{"one long fan-out", 1, 3 * sliceSubscribers, 1, 6000, fakeRoom, 2},
+		{"several slices", 3, 6 * sliceSubscribers, 4, 4000, fakeRoom, 2},
+		{"little room", 3, 3 * sliceSubscribers, 2, 6000, 2 * modelBig, 2},
 	} {
 		for seed := range tt.seeds {
 			t.Run(fmt.Sprintf("%s, seed %d", tt.name, seed), func(t *testing.T) {

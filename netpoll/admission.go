@@ -1,0 +1,117 @@
+package netpoll
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// verdict is what becomes of a new connection.
+type verdict uint8
+
+const (
+	admitted    verdict = iota
+	overFull            // the head is answered with 503
+	overAddress         // with 429: too many connections of one address
+	overRate            // with 503: too many in too short a time
+)
+
+// admission decides about new connections beside the cap on all of them. Safe
+// from any goroutine.
+type admission struct {
+	perAddress int // 0: no bound
+	shards     [16]addressShard
+
+	rate    float64 // a second; 0: no bound
+	rateMu  sync.Mutex
+	tokens  float64
+	updated time.Time
+}
+
+type addressShard struct {
+	mu    sync.Mutex
+	count map[netip.Addr]int
+}
+
+func newAdmission(perAddress, rate int) *admission {
+	a := &admission{perAddress: perAddress, rate: float64(rate), tokens: float64(rate), updated: time.Now()}
+	for i := range a.shards {
+		a.shards[i].count = make(map[netip.Addr]int)
+	}
+	return a
+}
+
+// subject is the address that is counted: of IPv6 the /64, which one host can
+// have all of.
+func subject(addr net.Addr) (netip.Addr, bool) {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}, false
+	}
+	a, ok := netip.AddrFromSlice(tcp.IP)
+	if !ok {
+		return a, false
+	}
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.Prefix(64) // of 128 bits always
+		a = p.Addr()
+	}
+	return a, true
+}
+
+func (a *admission) shard(s netip.Addr) *addressShard {
+	b := s.As16()
+	return &a.shards[(b[7]^b[14]^b[15])%byte(len(a.shards))]
+}
+
+// enter counts a connection of addr, and says whether it is one too many. It
+// is counted in any case, until leave.
+func (a *admission) enter(addr net.Addr) verdict {
+	if a.perAddress > 0 {
+		if s, ok := subject(addr); ok {
+			sh := a.shard(s)
+			sh.mu.Lock()
+			sh.count[s]++
+			n := sh.count[s]
+			sh.mu.Unlock()
+			if n > a.perAddress {
+				return overAddress
+			}
+		}
+	}
+	if a.rate > 0 && !a.spend(time.Now()) {
+		return overRate
+	}
+	return admitted
+}
+
+// leave takes a connection of addr out of the count.
+func (a *admission) leave(addr net.Addr) {
+	if a.perAddress == 0 {
+		return
+	}
+	s, ok := subject(addr)
+	if !ok {
+		return
+	}
+	sh := a.shard(s)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.count[s]--; sh.count[s] <= 0 {
+		delete(sh.count, s)
+	}
+}
+
+// spend takes a token from the bucket, which holds a second's worth.
+func (a *admission) spend(now time.Time) bool {
+	a.rateMu.Lock()
+	defer a.rateMu.Unlock()
+	a.tokens = min(a.rate, a.tokens+now.Sub(a.updated).Seconds()*a.rate)
+	a.updated = now
+	if a.tokens < 1 {
+		return false
+	}
+	a.tokens--
+	return true
+}
