@@ -3,6 +3,7 @@ package perch
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -28,7 +29,10 @@ func (s *Server) wireAuth() error {
 	o := &s.opts
 	var err error
 	if s.authority, err = auth.Open(o.authOptions(s.log)); err != nil {
-		return fmt.Errorf("auth: %w", err)
+		if errors.Is(err, auth.ErrLocked) {
+			return fmt.Errorf("data_dir: %s is in use by another server: stop that one or choose another directory", o.DataDir)
+		}
+		return err
 	}
 	if o.API.Key == "" {
 		if o.API.Key, err = auth.LoadOrCreateAPIKey(o.DataDir); err != nil {

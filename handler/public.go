@@ -93,13 +93,18 @@ func problem(c *gin.Context, status int, code, description string) {
 	c.AbortWithStatusJSON(status, gin.H{"error": code, "error_description": description})
 }
 
-// defaultHeaders forbids everything that an answer of ours never needs; pages
-// put their own policy in its place.
+// defaultPolicy forbids what an answer of ours never needs. Connections to the
+// server itself stay allowed: the line for a browser's console that the server
+// prints is tried on such an answer.
+const defaultPolicy = "default-src 'none'; connect-src 'self'; frame-ancestors 'none'"
+
+// defaultHeaders stand on every answer; pages put their own policy in place of
+// the one here.
 func defaultHeaders(c *gin.Context) {
 	h := c.Writer.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Content-Security-Policy", defaultPolicy)
 }
 
 func recovered(log *slog.Logger) gin.HandlerFunc {

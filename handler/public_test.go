@@ -107,7 +107,7 @@ func TestPublicUnknownPathsAndMethods(t *testing.T) {
 			wantHeader(t, resp, "Allow", tc.allow)
 			wantHeader(t, resp, "Content-Type", "application/json; charset=utf-8")
 			wantHeader(t, resp, "X-Content-Type-Options", "nosniff")
-			wantHeader(t, resp, "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+			wantHeader(t, resp, "Content-Security-Policy", defaultPolicy)
 		})
 	}
 }

@@ -57,7 +57,6 @@ type conn struct {
 	sessions bool    // the session has been opened and not closed
 	refuse   verdict // other than admitted: the head is answered with it
 	half     bool    // the sending side is shut
-	every    uint8
 }
 
 // id names the connection, and its session.

@@ -204,7 +204,8 @@ func (r *rig) outcome(pieces [][]byte) string {
 		return "?"
 	}
 	if status = status[:3]; status == "101" {
-		if string(answer) != switching {
+		// The key may be another one, and frames may have stood behind the head.
+		if at := strings.Index(switching, "s3pP"); len(answer) < len(switching) || string(answer[:at]) != switching[:at] {
 			r.t.Errorf("answered %q", answer)
 		}
 		return status

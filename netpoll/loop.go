@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/panjf2000/gnet/v2"
 
@@ -13,8 +14,8 @@ import (
 )
 
 const (
-	chunkBits = 8
-	chunkSize = 1 << chunkBits
+	// chunkSize conns fill 64 KiB, a whole number of the allocator's pages.
+	chunkSize = 64 << 10 / uint32(unsafe.Sizeof(conn{}))
 	// flushAt is how many conns may have frames that wait for the turn's end.
 	flushAt = 256
 	// spareOutbounds is how many idle outbounds a loop keeps.
@@ -59,15 +60,15 @@ func (l *loop) Index() int { return l.index }
 
 // conn is the conn of a slot, in use or not.
 func (l *loop) conn(slot uint32) *conn {
-	return &l.chunks[slot>>chunkBits][slot&(chunkSize-1)]
+	return &l.chunks[slot/chunkSize][slot%chunkSize]
 }
 
 // take finds a free slot and begins its next generation.
 func (l *loop) take() *conn {
 	if len(l.free) == 0 {
-		first := uint32(len(l.chunks)) << chunkBits
+		first := uint32(len(l.chunks)) * chunkSize
 		l.chunks = append(l.chunks, make([]conn, chunkSize))
-		for i := uint32(chunkSize); i > 0; i-- {
+		for i := chunkSize; i > 0; i-- {
 			l.free = append(l.free, first+i-1)
 		}
 	}
@@ -93,7 +94,7 @@ func (l *loop) give(c *conn) {
 // at is the conn of an ID, or nil when its slot has gone on.
 func (l *loop) at(id session.ID) *conn {
 	slot := id.Slot()
-	if int(slot>>chunkBits) >= len(l.chunks) {
+	if int(slot/chunkSize) >= len(l.chunks) {
 		return nil
 	}
 	c := l.conn(slot)

@@ -185,10 +185,10 @@ func (r *rig) end() {
 	if r.events.second {
 		r.t.Error("two wake-ups on their way at once")
 	}
-	if n := len(r.loop.free); n != len(r.loop.chunks)<<chunkBits {
-		r.t.Errorf("%d of %d slots are free at the end", n, len(r.loop.chunks)<<chunkBits)
+	if n := len(r.loop.free); n != len(r.loop.chunks)*int(chunkSize) {
+		r.t.Errorf("%d of %d slots are free at the end", n, len(r.loop.chunks)*int(chunkSize))
 	}
-	for i := range len(r.loop.chunks) << chunkBits {
+	for i := range len(r.loop.chunks) * int(chunkSize) {
 		if c := r.loop.conn(uint32(i)); c.socket != nil || c.in != nil || c.out != nil {
 			r.t.Errorf("slot %d keeps what it had", i)
 		}

@@ -231,13 +231,13 @@ type sweep struct {
 
 // Run implements session.Task.
 func (w *sweep) Run() (more bool) {
-	end := min(w.at+sweepSlice, len(w.l.chunks)<<chunkBits)
+	end := min(w.at+sweepSlice, len(w.l.chunks)*int(chunkSize))
 	for ; w.at < end; w.at++ {
 		if c := w.l.conn(uint32(w.at)); c.mode == modeWebSocket && c.sessions {
 			w.f(&c.sess)
 		}
 	}
-	if w.at < len(w.l.chunks)<<chunkBits {
+	if w.at < len(w.l.chunks)*int(chunkSize) {
 		return true
 	}
 	w.finish()

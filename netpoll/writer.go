@@ -2,6 +2,8 @@ package netpoll
 
 import (
 	"encoding/binary"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/gobwas/ws"
 	"github.com/valyala/bytebufferpool"
@@ -81,10 +83,15 @@ func (c *conn) releaseOut() {
 	}
 }
 
-// list notes that c has frames to send at the end of the turn.
+// list notes that c has frames to send at the end of the turn. With a blocked
+// peer they are pending bytes from now on.
 func (c *conn) list() {
 	o := c.outbound()
-	if !o.listed && !o.blocked {
+	if o.blocked {
+		c.account()
+		return
+	}
+	if !o.listed {
 		o.listed = true
 		c.loop.dirty = append(c.loop.dirty, c)
 	}
@@ -169,8 +176,8 @@ func (c *conn) writeRaw(b []byte) {
 	c.list()
 }
 
-// behind is how much waits behind the part that is under way. That one does not
-// count: a frame of any size may be sent to a peer that is not slow, and no
+// behind is how much waits behind the frame that is under way, which is the
+// first part of a blocked conn. That one does not count: a frame of any size may be sent to a peer that is not slow, and no
 // socket takes a large one at once.
 func (o *outbound) behind() int {
 	if len(o.parts) == 0 {
@@ -227,7 +234,11 @@ func (c *conn) writeClose(code uint16, text string) {
 	b := p[:0]
 	if code != 0 {
 		b = append(b, byte(code>>8), byte(code))
-		b = append(b, text[:min(len(text), 123)]...)
+		text = text[:min(len(text), len(p)-2)]
+		for !utf8.ValidString(text) {
+			text = text[:len(text)-1] // a rune that the bound has cut
+		}
+		b = append(b, text...)
 	}
 	o := c.outbound()
 	buf := o.grow(len(b) + maxServerHeader)
@@ -322,6 +333,7 @@ func (o *outbound) advance(n int) {
 func (c *conn) block() {
 	o := c.out
 	o.blocked = true
+	o.split()
 	c.account()
 	if err := c.loop.server.watcher.add(c); err != nil {
 		c.loop.server.log.Error("watch for writable failed", "err", err)
@@ -391,14 +403,36 @@ func (o *outbound) frameEnd() int {
 	}
 	at := 0
 	for at < o.off {
-		n, header := int(p[at+1]), 2
-		switch n {
-		case 126:
-			n, header = int(binary.BigEndian.Uint16(p[at+2:])), 4
-		case 127:
-			n, header = int(binary.BigEndian.Uint64(p[at+2:])), 10
-		}
-		at += header + n
+		at += frameLength(p[at:])
 	}
 	return at
+}
+
+// split makes the frame that is under way, or the next one, a part of its own:
+// the own frames of a turn are one part, which may be of any size.
+func (o *outbound) split() {
+	if len(o.parts) == 0 || o.raw {
+		return
+	}
+	p := o.parts[0]
+	end := o.frameEnd()
+	if end == o.off {
+		end += frameLength(p[end:])
+	}
+	if end < len(p) {
+		o.parts = slices.Insert(o.parts, 1, p[end:])
+		o.parts[0] = p[:end:end]
+	}
+}
+
+// frameLength is the length of the server's frame at the front of p.
+func frameLength(p []byte) int {
+	switch n := int(p[1]); n {
+	case 126:
+		return 4 + int(binary.BigEndian.Uint16(p[2:]))
+	case 127:
+		return 10 + int(binary.BigEndian.Uint64(p[2:]))
+	default:
+		return 2 + n
+	}
 }

@@ -68,7 +68,7 @@ var reasons = [reasonCount]ReasonInfo{
 	ReasonUnsupportedData:       {1003, "unsupported data", true, "unsupported_data"},
 	ReasonInvalidPayload:        {1007, "invalid payload data", true, "invalid_payload"},
 	ReasonPolicyViolation:       {1008, "policy violation", true, "policy_violation"},
-	ReasonMessageTooBig:         {1009, "message too big", true, "message_too_big"},
+	ReasonMessageTooBig:         {1009, "message too big", false, "message_too_big"},
 	ReasonServerError:           {1011, "internal server error", true, "server_error"},
 	ReasonServiceRestart:        {1012, "service restart", true, "service_restart"},
 	ReasonHandshakeTimeout:      {0, "", true, "handshake_timeout"},

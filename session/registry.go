@@ -10,8 +10,9 @@ const (
 	registryMinBuckets = 16
 )
 
-// Registry finds the sessions of a user. It costs 16 to 24 bytes a session:
-// the chains run through the sessions themselves. It gives out IDs, never
+// Registry finds the sessions of a user. It costs 24 to 32 bytes a session: the
+// chains run through the sessions themselves, both ways, since a fleet may have
+// one user. It gives out IDs, never
 // pointers. All methods are safe from any goroutine, save where they say
 // otherwise.
 type Registry struct {
@@ -78,9 +79,17 @@ func (r *Registry) Identify(s *Session, user string) {
 		r.growLocked(sh)
 	}
 	i := h % uint64(len(sh.buckets))
-	s.next = sh.buckets[i]
-	sh.buckets[i] = s
+	sh.pushLocked(s, i)
 	sh.count++
+}
+
+// pushLocked puts s at the head of a bucket's chain.
+func (sh *registryShard) pushLocked(s *Session, i uint64) {
+	s.prev, s.next = nil, sh.buckets[i]
+	if s.next != nil {
+		s.next.prev = s
+	}
+	sh.buckets[i] = s
 }
 
 func (r *Registry) growLocked(sh *registryShard) {
@@ -95,8 +104,7 @@ func (r *Registry) rehashLocked(sh *registryShard, n int) {
 		for s != nil {
 			next := s.next
 			i := maphash.String(r.seed, s.user) / registryShards % uint64(n)
-			s.next = sh.buckets[i]
-			sh.buckets[i] = s
+			sh.pushLocked(s, i)
 			s = next
 		}
 	}
@@ -117,13 +125,15 @@ func (r *Registry) Remove(s *Session) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	s.listed = false
-	for p := &sh.buckets[h%uint64(len(sh.buckets))]; *p != nil; p = &(*p).next {
-		if *p == s {
-			*p = s.next
-			s.next = nil
-			break
-		}
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		sh.buckets[h%uint64(len(sh.buckets))] = s.next
 	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	}
+	s.prev, s.next = nil, nil
 	sh.count--
 	if n := len(sh.buckets); n > registryMinBuckets && sh.count < n/8 {
 		r.rehashLocked(sh, n/2)

@@ -33,7 +33,8 @@ type Session struct {
 
 	// The identity. user is set once, before the registry knows the session.
 	user string
-	next *Session // in the registry's bucket, under the shard's lock
+	// The neighbours in the registry's bucket, under the shard's lock.
+	prev, next *Session
 
 	// Topics is the state that package topic keeps of the session.
 	Topics any

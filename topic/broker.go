@@ -17,7 +17,8 @@ type Broker interface {
 	// History reads the stream of a topic; ErrNotAvailable where it keeps none.
 	History(topic string, f Filter, done func([]*Publication, Position, error))
 	// Subscribe and Unsubscribe tell that this node begins or ceases to have
-	// subscribers of the topic.
+	// subscribers of the topic. They are called under the topic's lock: they do
+	// not block, and neither they nor done deliver from within the call.
 	Subscribe(topic string, done func(error))
 	Unsubscribe(topic string, done func(error))
 	// Close ends the broker. No delivery follows it.

@@ -228,4 +228,26 @@ suite('the demo page without dev mode', options, () => {
     await page.locator('#alert', { hasText: 'no token:' }).waitFor();
     await state(page, 'disconnected');
   });
+
+  test('the line for the console works on the server\'s own pages', { timeout }, async (t) => {
+    const c = await browser.newContext();
+    t.after(() => c.close());
+    const page = await c.newPage();
+    const pushes = [];
+    page.on('console', (m) => pushes.push(m.text()));
+    await page.goto(`http://${perch.public}/nothing-is-here`);
+    const line = perch.log.match(/^ *(ws = new WebSocket\(.*)$/m);
+    assert.ok(line, perch.log);
+    await page.evaluate(line[1]);
+    const seen = async (what) => {
+      const deadline = Date.now() + 15_000;
+      while (!pushes.some((p) => p.includes(what))) {
+        assert.ok(Date.now() < deadline, `no ${what} in ${JSON.stringify(pushes)}`);
+        await page.waitForTimeout(50);
+      }
+    };
+    await seen('"subscribe":{}');
+    await perch.push('news', { text: 'to the console' });
+    await seen('to the console');
+  });
 });
