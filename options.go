@@ -125,6 +125,9 @@ type HeartbeatOptions struct {
 type LimitOptions struct {
 	// Connections is the most that are held; 0: what the descriptor limit allows.
 	Connections int `koanf:"connections"`
+	// AcceptSilent accepts connections before they say anything; else the kernel
+	// keeps them until then, or for about a second.
+	AcceptSilent bool `koanf:"accept_silent"`
 	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64 (429 for
 	// the next), ConnectionRate those that come in a second (503). 0: no bound.
 	ConnectionsPerAddress int           `koanf:"connections_per_address"`

@@ -122,7 +122,7 @@ func (s *Server) wireNet() error {
 	s.net, err = netpoll.New(netpoll.Options{
 		Listeners: []netpoll.Listener{{Addr: s.addr, Endpoints: endpoints}}, Loops: loops, Logger: s.log,
 		Connections: s.capacity.soft, HardConnections: s.capacity.hard, HTTPConnections: s.capacity.http,
-		ConnectionsPerAddress: o.Limits.ConnectionsPerAddress, ConnectionRate: o.Limits.ConnectionRate,
+		DeferAccept: !o.Limits.AcceptSilent, ConnectionsPerAddress: o.Limits.ConnectionsPerAddress, ConnectionRate: o.Limits.ConnectionRate,
 		HandshakeTimeout: o.Limits.HandshakeTimeout, PendingBytes: o.Limits.PendingBytes, InboxBytes: o.Limits.InboxBytes,
 		PingInterval: o.Heartbeat.Interval, PongTimeout: o.Heartbeat.Timeout, PingMisses: o.Heartbeat.Misses,
 	})

@@ -67,6 +67,8 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 			}
 		})
 		l.flushDirty()
+	} else if s.opts.DeferAccept {
+		c.readFirst()
 	}
 	return nil, gnet.None
 }

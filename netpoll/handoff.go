@@ -28,9 +28,7 @@ func (c *conn) handOff(b []byte) {
 		return
 	}
 	h.port = c.endpoint.port
-	select {
-	case s.front.conns <- h:
-	default:
+	if !s.front.offer(h) {
 		_ = closeFD(h.fd)
 		s.handed.Add(-1)
 		s.httpRefused.Add(1)
@@ -48,8 +46,10 @@ type front struct {
 	server *Server
 	conns  chan *handedConn
 	closed chan struct{}
-	once   sync.Once
 	addr   net.Addr
+
+	mu   sync.Mutex
+	over bool // closed: nothing is offered any more
 }
 
 // Listener is where net/http finds the requests that are not upgraded here.
@@ -67,23 +67,45 @@ func (f *front) Accept() (net.Conn, error) {
 			}
 			return h, nil
 		case <-f.closed:
-			for {
-				select {
-				case h := <-f.conns:
-					_ = closeFD(h.fd)
-					f.server.handed.Add(-1)
-				default:
-					return nil, net.ErrClosed
-				}
-			}
+			return nil, net.ErrClosed
 		}
 	}
 }
 
-// Close implements net.Listener.
+// offer puts h where Accept finds it; false: there is no room, or nobody will
+// come for it.
+func (f *front) offer(h *handedConn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return false
+	}
+	select {
+	case f.conns <- h:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close implements net.Listener. What waits to be accepted is closed.
 func (f *front) Close() error {
-	f.once.Do(func() { close(f.closed) })
-	return nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return nil
+	}
+	f.over = true
+	close(f.closed)
+	for {
+		select {
+		case h := <-f.conns:
+			_ = closeFD(h.fd)
+			h.giveBack()
+		default:
+			return nil
+		}
+	}
 }
 
 // Addr implements net.Listener.

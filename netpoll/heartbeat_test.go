@@ -51,7 +51,7 @@ func TestFirstPings(t *testing.T) {
 					t.Fatalf("a ping %v behind the last", d)
 				}
 				last[p] = now
-				p.feed(bytes.Clone(pong))
+				p.feed(pong)
 			}
 		})
 		var fifths [5]int
@@ -132,7 +132,7 @@ func TestLatePong(t *testing.T) {
 			time.Sleep(time.Second)
 			wait(before + 2) // the retry
 			r.pass(time.Second, func() {})
-			p.feed(bytes.Clone(pong))
+			p.feed(pong)
 			if p.c.misses != 0 || p.c.awaiting {
 				t.Error("a late pong does not count")
 			}
@@ -145,7 +145,7 @@ func TestLatePong(t *testing.T) {
 			r.pass(tick, func() { p.take() })
 		}
 		before := r.loop.stats.Pongs.Load()
-		p.feed(bytes.Clone(pong))
+		p.feed(pong)
 		if r.loop.stats.Pongs.Load() != before {
 			t.Error("a pong behind the end counts")
 		}
@@ -164,9 +164,9 @@ func TestUnaskedPong(t *testing.T) {
 		pings := 0
 		r.pass(40*time.Second, func() {
 			if pings += p.pinged(); pings == 0 {
-				p.feed(bytes.Clone(pong))
+				p.feed(pong)
 			}
-			p.feed(bytes.Clone(hello))
+			p.feed(hello)
 		})
 		if pings != 1 || !p.gone() {
 			t.Errorf("%d pings, closed: %v", pings, p.gone())
@@ -214,7 +214,7 @@ func TestPingKinds(t *testing.T) {
 					if len(got) == 0 {
 						got = p.take()
 						if len(got) > 0 {
-							p.feed(bytes.Clone(tt.pong))
+							p.feed(tt.pong)
 						}
 					}
 				})
@@ -276,7 +276,7 @@ func TestLinger(t *testing.T) {
 		began := time.Now()
 		r.post(func() { p.sess().Close(session.ReasonForced) })
 		for !p.gone() {
-			r.pass(tick, func() { p.feed(bytes.Clone(hello)) })
+			r.pass(tick, func() { p.feed(hello) })
 		}
 		if took := time.Since(began); took < lingerFor || took > lingerFor+2*tick {
 			t.Errorf("lingered for %v", took)

@@ -27,11 +27,9 @@ func (f taskFunc) Run() bool { return f() }
 func (r *rig) serve() (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Add(2)
 	r.server.background.Add(1)
 	go r.server.kicker()
-	go func() {
-		defer wg.Done()
+	wg.Go(func() {
 		random := rand.New(rand.NewPCG(1, 1))
 		for {
 			select {
@@ -44,11 +42,7 @@ func (r *rig) serve() (stop func()) {
 				r.loop.turn(false) // between two sockets
 			}
 		}
-	}()
-	go func() {
-		defer wg.Done()
-		<-done
-	}()
+	})
 	return sync.OnceFunc(func() {
 		close(done)
 		wg.Wait()
@@ -339,6 +333,9 @@ func TestTurnBudget(t *testing.T) {
 		}
 		p := r.upgraded()
 		var got []int
+		if !r.loop.Reserve(6) {
+			t.Fatal("no room")
+		}
 		for i := range 6 {
 			r.loop.PostTask(1, taskFunc(func() bool {
 				time.Sleep(turnBudget * 2 / 5)
@@ -347,7 +344,7 @@ func TestTurnBudget(t *testing.T) {
 				return false
 			}))
 		}
-		r.turn()
+		r.step()
 		if !slices.Equal(got, []int{0, 1, 2}) || !kicked() {
 			t.Fatalf("one turn did %v", got)
 		}
@@ -362,7 +359,7 @@ func TestTurnBudget(t *testing.T) {
 		if !slices.Equal(got, []int{0, 1, 2, 3, 4, 5}) || kicked() {
 			t.Fatalf("then %v", got)
 		}
-		r.turn()
+		r.step()
 		if kicked() {
 			t.Error("kicked with nothing to do")
 		}
@@ -371,18 +368,18 @@ func TestTurnBudget(t *testing.T) {
 		for range 100 {
 			r.loop.Post(0, 0, func(*session.Session) { ran++; time.Sleep(turnBudget / 10) })
 		}
-		r.turn()
+		r.step()
 		if ran < 10 || ran > 32 || !kicked() {
 			t.Errorf("%d posts in a turn", ran)
 		}
 		for ran < 100 {
 			before := ran
-			r.turn()
+			r.step()
 			if kicked(); ran == before {
 				t.Fatal("it does not go on")
 			}
 		}
-		r.turn()
+		r.step()
 	})
 }
 
@@ -480,7 +477,4 @@ func TestLongTaskAndEcho(t *testing.T) {
 	}
 	over.Store(1)
 	within(t, "the task does not end", ended)
-	if st := s.Stats(); st.Turns < 20 {
-		t.Errorf("%d turns", st.Turns)
-	}
 }

@@ -41,6 +41,7 @@ type loop struct {
 	dirty  []*conn // with frames that leave at the end of the turn
 	spare  []*outbound
 	join   []byte // where a turn's frames are put together
+	first  []byte // where the first bytes of a new connection are read
 	random uint64
 	// request is what Check is given, used again for each.
 	request Request

@@ -23,6 +23,9 @@ type Options struct {
 	// it stays below the descriptor limit, since a failing accept ends gnet.
 	Connections     int
 	HardConnections int
+	// DeferAccept leaves connections to the kernel until they say something, or for
+	// about a second.
+	DeferAccept bool
 	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64: the next
 	// ones get a 429. ConnectionRate bounds how many come in a second: the next
 	// ones get a 503. 0: no bound.

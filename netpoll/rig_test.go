@@ -258,8 +258,11 @@ func (p *peer) hangUp() {
 // gone tells whether the server has closed the connection.
 func (p *peer) gone() bool { return p.socket.gone }
 
-// feed is what gnet does when the socket has bytes.
-func (p *peer) feed(b []byte) {
+// feed is what gnet does when the socket has bytes. The server may change what
+// it is fed, so it gets a copy.
+func (p *peer) feed(b []byte) { p.feedInPlace(bytes.Clone(b)) }
+
+func (p *peer) feedInPlace(b []byte) {
 	if p.socket.gone {
 		return
 	}
@@ -300,12 +303,23 @@ func (r *rig) handed() *handedConn {
 	}
 }
 
-// turn is a turn of the inbox, in case one was asked for.
-func (r *rig) turn() {
+// step is a turn of the inbox, in case one was asked for.
+func (r *rig) step() {
 	select {
 	case <-r.events.wakes:
 		r.loop.turn(true)
 	default:
+	}
+}
+
+// turn is as many turns as the inbox needs.
+func (r *rig) turn() {
+	for r.step(); ; r.loop.turn(true) {
+		select {
+		case <-r.server.kicks:
+		default:
+			return
+		}
 	}
 }
 
@@ -393,11 +407,10 @@ func cuts(b []byte, f func(how string, pieces [][]byte)) {
 	}
 }
 
-// feedAll feeds copies of pieces, since the server may change what it is fed,
-// and returns what it answers.
+// feedAll feeds pieces and returns what is answered.
 func (p *peer) feedAll(pieces [][]byte) (answer []byte) {
 	for _, b := range pieces {
-		p.feed(bytes.Clone(b))
+		p.feed(b)
 		answer = append(answer, p.take()...)
 	}
 	return answer

@@ -162,14 +162,17 @@ func (s *Server) Stop(ctx context.Context) error {
 	select {
 	case <-s.started:
 	case <-s.done:
-		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := s.engine.Stop(ctx); err != nil {
-		return fmt.Errorf("netpoll: stop: %w", err)
+	select {
+	case <-s.done: // by itself, or by an earlier Stop
+	default:
+		if err := s.engine.Stop(ctx); err != nil {
+			return fmt.Errorf("netpoll: stop: %w", err)
+		}
+		<-s.done
 	}
-	<-s.done
 	s.background.Wait()
 	return nil
 }
@@ -201,7 +204,7 @@ func (s *Server) each(f func(*loop)) {
 
 // EachSession calls f on every loop with every session of it that is open, a
 // slice at a time. What it returns is closed when all loops are done. f does
-// not keep the session.
+// not keep the session; where it panics, that session ends.
 func (s *Server) EachSession(f func(*session.Session)) (done <-chan struct{}) {
 	ended := make(chan struct{})
 	loops := *s.loops.Load()
@@ -234,7 +237,7 @@ func (w *sweep) Run() (more bool) {
 	end := min(w.at+sweepSlice, len(w.l.chunks)*int(chunkSize))
 	for ; w.at < end; w.at++ {
 		if c := w.l.conn(uint32(w.at)); c.mode == modeWebSocket && c.sessions {
-			w.f(&c.sess)
+			w.l.guard(c, func() { w.f(&c.sess) })
 		}
 	}
 	if w.at < len(w.l.chunks)*int(chunkSize) {
@@ -275,7 +278,14 @@ func (s *Server) portOf(c gnet.Conn) *port {
 
 // tickNow asks every loop for a turn of its wheel.
 func (s *Server) tickNow() time.Duration {
-	s.startOnce.Do(func() { close(s.started) })
+	s.startOnce.Do(func() {
+		if s.opts.DeferAccept {
+			if err := s.deferAccept(); err != nil {
+				s.log.Warn("silent connections are accepted", "err", err)
+			}
+		}
+		close(s.started)
+	})
 	s.each((*loop).tick)
 	return tick
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,14 +46,23 @@ func (e echo) Closed(_ *session.Session, r session.Reason) {
 
 func accept(*Request, func(Decision)) (Decision, bool) { return Decision{}, true }
 
+// taken holds the addresses given out: with SO_REUSEPORT two tests would share
+// one without a word.
+var taken sync.Map
+
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		ln, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := ln.Addr().String()
+		_ = ln.Close()
+		if _, again := taken.LoadOrStore(addr, true); !again {
+			return addr
+		}
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
 }
 
 func start(t testing.TB, change func(*Options)) (*Server, string) {
@@ -102,6 +112,7 @@ func dial(t testing.TB, addr, path string) net.Conn {
 }
 
 func TestEcho(t *testing.T) {
+	t.Parallel()
 	s, addr := start(t, nil)
 	c := dial(t, addr, "/echo")
 	for _, n := range []int{0, 1, 125, 126, 65535, 65536, 1 << 20, 16 << 20} {
@@ -123,6 +134,7 @@ func TestEcho(t *testing.T) {
 }
 
 func TestPanicHarmsOne(t *testing.T) {
+	t.Parallel()
 	s, addr := start(t, nil)
 	a, b := dial(t, addr, "/echo"), dial(t, addr, "/echo")
 	if err := wsutil.WriteClientText(a, []byte("panic")); err != nil {
@@ -153,6 +165,7 @@ func asClosed(err error, to *wsutil.ClosedError) bool {
 }
 
 func TestHandOffAndAdopt(t *testing.T) {
+	t.Parallel()
 	s, addr := start(t, nil)
 	hs := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != "" {
@@ -215,6 +228,7 @@ func TestHandOffAndAdopt(t *testing.T) {
 }
 
 func TestSlowConsumer(t *testing.T) {
+	t.Parallel()
 	closed := make(chan session.Reason, 1)
 	_, addr := start(t, func(o *Options) {
 		o.PendingBytes = 64 << 10

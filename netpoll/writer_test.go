@@ -599,18 +599,18 @@ func TestAllocations(t *testing.T) {
 	}
 	for name, f := range map[string]func(){
 		"a message echoed": func() {
-			p.feed(append(in[:0], sent...)) // it is unmasked in place
+			p.feedInPlace(append(in[:0], sent...)) // it is unmasked in place
 			read()
 		},
 		"two of three pieces echoed": func() {
 			b := append(in[:0], sent...)
-			p.feed(b[:1])
-			p.feed(b[1:10])
-			p.feed(b[10:])
+			p.feedInPlace(b[:1])
+			p.feedInPlace(b[1:10])
+			p.feedInPlace(b[10:])
 			read()
 		},
 		"a ping answered": func() {
-			p.feed(append(in[:0], "\x89\x80\x00\x00\x00\x00"...))
+			p.feedInPlace(append(in[:0], "\x89\x80\x00\x00\x00\x00"...))
 			read()
 		},
 		"two deliveries of a post": func() {
