@@ -25,28 +25,11 @@ func (s *Server) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
 	start := time.Now()
-	ids := s.sessionIDs(ctx)
-	info := session.ReasonShutdown.Info()
-	// Nine tenths of the budget are for the closes, the rest for the last peers.
-	rate := max(drainRate, float64(len(ids))/(budget.Seconds()*0.9))
-	wave := max(1, int(rate*drainWave.Seconds()))
 	t := time.NewTicker(drainWave)
 	defer t.Stop()
-	for len(ids) > 0 {
-		n := min(wave, len(ids))
-		for _, id := range ids[:n] {
-			if l := s.net.Loop(id.Loop()); l != nil {
-				l.PostClose(id, session.ReasonShutdown, info.Code, info.Text)
-			}
-		}
-		if ids = ids[n:]; len(ids) == 0 {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			ids = nil
-		case <-t.C:
-		}
+	// Once more for those whose opening handshake was under way.
+	for range 2 {
+		s.closeInWaves(ctx, t.C, budget)
 	}
 	// The last peers have a moment to take the close frame; who has sent no
 	// request head by then is not waited for.
@@ -62,6 +45,29 @@ func (s *Server) drain(ctx context.Context) {
 		}
 	}
 	s.log.Info("drained", "took", time.Since(start).Round(time.Millisecond), "left", s.net.Stats().Open)
+}
+
+// closeInWaves closes the sessions that there are.
+func (s *Server) closeInWaves(ctx context.Context, tick <-chan time.Time, budget time.Duration) {
+	ids := s.sessionIDs(ctx)
+	info := session.ReasonShutdown.Info()
+	// Nine tenths of the budget are for the closes, the rest for the last peers.
+	rate := max(drainRate, float64(len(ids))/(budget.Seconds()*0.9))
+	wave := max(1, int(rate*drainWave.Seconds()))
+	for len(ids) > 0 {
+		n := min(wave, len(ids))
+		for _, id := range ids[:n] {
+			if l := s.net.Loop(id.Loop()); l != nil {
+				l.PostClose(id, session.ReasonShutdown, info.Code, info.Text)
+			}
+		}
+		ids = ids[n:]
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+	}
 }
 
 // sessionIDs asks all loops for their sessions.

@@ -150,9 +150,22 @@ func (s *Server) checkEcho(r *netpoll.Request, _ func(netpoll.Decision)) (netpol
 	return netpoll.Decision{}, true
 }
 
+// adoptable tells whether an upgrade request that net/http has read may go to
+// the event loops: its head, written anew, has to mean there what it meant
+// here. net/http has decoded the path, and taken in a body's framing.
+func adoptable(r *http.Request) bool {
+	return r.ProtoAtLeast(1, 1) && r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
+		r.URL.RawPath == "" && r.URL.EscapedPath() == r.URL.Path && strings.HasPrefix(r.RequestURI, "/")
+}
+
 // adopt gives an upgrade request that came on a connection of net/http's to the
 // event loops, the head written anew.
 func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
+	if !adoptable(r) {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "malformed opening handshake", http.StatusBadRequest)
+		return
+	}
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, "the connection can't be upgraded", http.StatusInternalServerError)

@@ -162,6 +162,9 @@ func (s *Server) wireHTTP() error {
 		public.DemoClient = &handler.DemoClient{ID: DevClient, Secret: DevSecret}
 	}
 	s.public = handler.NewHTTPServer(handler.NewPublic(public), s.log)
+	// Requests of the public port are small, and its connections counted: who
+	// dribbles gives the place back soon.
+	s.public.ReadTimeout, s.public.IdleTimeout = 10*time.Second, 30*time.Second
 	version, _ := buildVersion()
 	s.admin = handler.NewHTTPServer(handler.NewAdmin(handler.AdminOptions{
 		API: handler.APIOptions{

@@ -206,8 +206,13 @@ func (c *Commands) serverSide(s *session.Session, claims *auth.Claims) (map[stri
 			return nil, err
 		}
 	}
-	if personal {
-		if err := add(PersonalTopic(c.opts.PersonalNamespace, claims.Subject), nil); err != nil {
+	// A user whose name can't stand in a topic's has no personal one: a comma
+	// would make it the topic of two others.
+	if personal && !strings.Contains(claims.Subject, userSeparator) {
+		name := PersonalTopic(c.opts.PersonalNamespace, claims.Subject)
+		if _, err := c.topics.Namespace(name); err != nil {
+			c.log.Debug("no personal topic", "session", c.clientID(s), "err", err)
+		} else if err := add(name, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -35,10 +35,10 @@ type movedSession struct {
 
 var _ session.Mover = (*Commands)(nil)
 
-// Export implements session.Mover. A session with a command in the pool can't
-// go: its answer would find nobody.
+// Export implements session.Mover. A session with a command in the pool, or a
+// publication under way to it, can't go: they would find nobody.
 func (c *Commands) Export(s *session.Session) ([]byte, error) {
-	if s.Work != nil || s.State == session.StateVerifying {
+	if s.Work != nil || s.State == session.StateVerifying || !c.topics.Settled(s) {
 		return nil, errBusy
 	}
 	m := movedSession{

@@ -57,6 +57,8 @@ type conn struct {
 	sessions bool    // the session has been opened and not closed
 	refuse   verdict // other than admitted: the head is answered with it
 	half     bool    // the sending side is shut
+	adopted  bool    // not accepted here
+	owed     uint8   // pongs that may still come, of this ping and of earlier ones
 }
 
 // id names the connection, and its session.
@@ -188,7 +190,7 @@ func (c *conn) reschedule() {
 	first(c.deadline)
 	if c.beating {
 		if c.awaiting {
-			first(c.pinged + l.server.pongTicks)
+			first(c.answerBy())
 		} else {
 			first(c.pinged + l.server.pingTicks)
 		}
@@ -249,11 +251,23 @@ func (c *conn) overdue() {
 	}
 }
 
+// answerBy is the tick by which the pong has to be there. A loop that stood
+// still, as the whole process may, has not read pongs that came in time: from
+// the end of a stall everybody has the whole time again.
+func (c *conn) answerBy() uint32 {
+	l := c.loop
+	from := c.pinged
+	if int32(l.stalled-from) > 0 {
+		from = l.stalled
+	}
+	return from + l.server.pongTicks
+}
+
 // beat sends the ping that is due, or counts the miss of the last one.
 func (c *conn) beat(now uint32) {
 	s := c.loop.server
 	if c.awaiting {
-		if now < c.pinged+s.pongTicks {
+		if now < c.answerBy() {
 			return
 		}
 		c.misses++
@@ -269,7 +283,8 @@ func (c *conn) beat(now uint32) {
 		return
 	}
 	c.awaiting = true
-	c.pinged = now
+	c.pinged = c.loop.present()
+	c.owed = min(c.owed, 254) + 1
 	c.loop.stats.Pings.Add(1)
 	frame := c.endpoint.Pings[c.sess.Encoding]
 	if c.frames || frame == nil {
@@ -296,9 +311,12 @@ func (c *conn) StartHeartbeat() {
 
 // Pong implements session.Transport.
 func (c *conn) Pong() bool {
-	if !c.awaiting {
+	// With misses to spare there may be more than one ping under way, and each is
+	// answered.
+	if c.owed == 0 {
 		return false
 	}
+	c.owed--
 	c.awaiting = false
 	c.misses = 0
 	c.loop.stats.Pongs.Add(1)

@@ -59,6 +59,7 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	c := l.open(socket, p, v)
 	socket.SetContext(c)
 	if ad != nil {
+		c.adopted = true
 		l.guard(c, func() {
 			if ad.moved != nil {
 				c.restore(ad.moved)

@@ -65,13 +65,18 @@ func (c *conn) request(b []byte, n int) {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
 		return
 	}
-	if c.refuse != admitted {
+	if c.refuse != admitted || c.loop.server.draining.Load() {
 		c.overload()
 		return
 	}
 	path, query := h.path()
 	ep := c.endpoint.port.endpoints[path]
 	if ep == nil || !h.upgrades {
+		if c.adopted {
+			// net/http gave it to us: it would only come back.
+			c.refuseHead(OutcomeRefused, http.StatusNotFound, "no WebSocket here", "")
+			return
+		}
 		c.handOff(b)
 		return
 	}
@@ -168,6 +173,10 @@ func (c *conn) holdChecking(b []byte) {
 // decide carries out what Endpoint.Check said. rest are the bytes behind the
 // head, where they have not been held.
 func (c *conn) decide(d *Decision, key [24]byte, rest []byte) {
+	if c.loop.server.draining.Load() {
+		c.overload()
+		return
+	}
 	if d.Status != 0 {
 		o, extra := OutcomeRefused, ""
 		switch d.Status {

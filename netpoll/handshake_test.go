@@ -1,9 +1,13 @@
 package netpoll
 
 import (
+	"bufio"
 	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -262,5 +266,59 @@ func TestCheckRequest(t *testing.T) {
 	}
 	if r.loop.request != (Request{}) {
 		t.Error("the loop's request keeps a head")
+	}
+}
+
+// Decisions come from a pool while peers come and go: each session that opens
+// is closed, and every decision finds its peer or nobody.
+func TestCheckLaterStorm(t *testing.T) {
+	t.Parallel()
+	const n = 200
+	h := &counting{}
+	var pool sync.WaitGroup
+	s, addr := start(t, func(o *Options) {
+		o.Listeners[0].Endpoints[0].Handler = h
+		o.Listeners[0].Endpoints[0].Check = func(r *Request, later func(Decision)) (Decision, bool) {
+			d := Decision{Protocol: strings.Clone(r.Protocols)}
+			pool.Go(func() {
+				time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)
+				later(d)
+			})
+			return Decision{}, false
+		}
+	})
+	var clients sync.WaitGroup
+	slots := make(chan struct{}, 16)
+	for i := range n {
+		slots <- struct{}{}
+		clients.Go(func() {
+			defer func() { <-slots }()
+			c := raw(t, addr)
+			defer func() { _ = c.Close() }()
+			name := fmt.Sprint("peer", i)
+			_, _ = c.Write(append([]byte(asking(get, "Sec-WebSocket-Protocol: "+name)), hello...))
+			if i%3 == 0 {
+				time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)
+				return // without waiting for the answer
+			}
+			br := bufio.NewReader(c)
+			resp, err := http.ReadResponse(br, nil)
+			if err != nil || resp.Header.Get("Sec-WebSocket-Protocol") != name {
+				t.Errorf("%s: %v, %v", name, resp, err)
+				return
+			}
+			if f, err := ws.ReadFrame(br); err != nil || string(f.Payload) != "hello" {
+				t.Errorf("%s: %q, %v", name, f.Payload, err)
+			}
+		})
+	}
+	clients.Wait()
+	pool.Wait()
+	eventually(t, "connections are left", func() bool { return s.Stats().Open == 0 })
+	if b, e := h.begun.Load(), h.ended.Load(); b != e || b < n*2/3 {
+		t.Errorf("%d sessions opened, %d closed", b, e)
+	}
+	if st := s.Stats(); st.Panics != 0 || st.Handshakes["upgraded"]+st.Handshakes["aborted"] != n {
+		t.Errorf("%v", st.Handshakes)
 	}
 }

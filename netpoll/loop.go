@@ -38,11 +38,13 @@ type loop struct {
 	chunks [][]conn // conns never move, and a slot's memory is used again
 	free   []uint32
 	wheel  wheel
-	dirty  []*conn // with frames that leave at the end of the turn
-	spare  []*outbound
-	join   []byte // where a turn's frames are put together
-	first  []byte // where the first bytes of a new connection are read
-	random uint64
+	// stalled is the tick at which the wheel was last found far behind.
+	stalled uint32
+	dirty   []*conn // with frames that leave at the end of the turn
+	spare   []*outbound
+	join    []byte // where a turn's frames are put together
+	first   []byte // where the first bytes of a new connection are read
+	random  uint64
 	// request is what Check is given, used again for each.
 	request Request
 

@@ -166,7 +166,7 @@ func (c *conn) restore(m *Moved) {
 		c.StartHeartbeat()
 		if m.Awaiting {
 			// The pong may be on its way: it has its whole time once more.
-			c.awaiting, c.misses, c.pinged = true, m.Misses, l.present()
+			c.awaiting, c.misses, c.owed, c.pinged = true, m.Misses, m.Misses+1, l.present()
 			c.reschedule()
 		}
 	}

@@ -211,7 +211,7 @@ func (c *conn) frame(h header, payload []byte) {
 	ws.Cipher(payload, h.mask, 0)
 	switch h.op {
 	case ws.OpPing:
-		c.writeOwn(ws.OpPong, payload)
+		c.pongFor(payload)
 	case ws.OpPong:
 		// Unsolicited pongs are allowed (section 5.5.3).
 		if c.frames || c.sess.Encoding == session.EncodingNone {

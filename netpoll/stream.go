@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 
 	"github.com/panjf2000/gnet/v2"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,9 @@ import (
 
 // The byte stream of a conn. All bytes in and out pass through here: what
 // encrypts them stands between these functions and the descriptor.
+
+// ErrStopped says that the server takes no connection any more.
+var ErrStopped = errors.New("netpoll: stopped")
 
 // errBlocked says that the peer takes nothing at the moment.
 var errBlocked = errors.New("netpoll: write would block")
@@ -103,6 +107,11 @@ func (s *Server) Adopt(conn net.Conn, prefix []byte) error {
 // enroll gives a connection to the loop with the fewest. Where none runs yet,
 // gnet chooses one.
 func (s *Server) enroll(c net.Conn, ad *adopted) error {
+	if s.stopping.Load() {
+		shutBoth(c)
+		_ = c.Close()
+		return ErrStopped
+	}
 	var best *loop
 	s.each(func(l *loop) {
 		if best == nil || l.stats.Open.Load() < best.stats.Open.Load() {
@@ -120,10 +129,30 @@ func (s *Server) enroll(c net.Conn, ad *adopted) error {
 		_ = c.Close()
 		return fmt.Errorf("netpoll: enroll: %w", err)
 	}
-	if r := <-results; r.Err != nil {
-		return fmt.Errorf("netpoll: enroll: %w", r.Err)
+	select {
+	case r := <-results:
+		if r.Err != nil {
+			return fmt.Errorf("netpoll: enroll: %w", r.Err)
+		}
+		return nil
+	case <-s.done:
+		// The loop ended before it took the connection, and gnet waits for it. Its
+		// duplicate is out of reach, but the peer can be told.
+		shutBoth(c)
+		_ = c.Close()
+		return ErrStopped
 	}
-	return nil
+}
+
+// shutBoth ends a connection for all descriptors of it.
+func shutBoth(c net.Conn) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := sc.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
 }
 
 // gone says that writing to the peer failed: there is nobody to tell.

@@ -23,8 +23,11 @@ type wheel struct {
 
 // ticks is d in ticks, rounded up, at least 1.
 func ticks(d time.Duration) uint32 {
-	return uint32(max(1, (d+tick-1)/tick))
+	return uint32(min(max(1, (d+tick-1)/tick), maxTicks))
 }
+
+// maxTicks is a year: further deadlines are looked at again by then.
+const maxTicks = 365 * 24 * time.Hour / tick
 
 // present is the tick of now. The hand may lag behind it: a loop without
 // connections does not turn its wheel, so an empty one is set right here.
@@ -73,12 +76,19 @@ func (l *loop) unschedule(c *conn) {
 // 10 µs a ping, some 1.3 ms of the loop.
 const firesPerSlice = 128
 
+// stallTicks is how far behind the wheel is after a stall; a busy loop's lag is
+// a tick or two.
+const stallTicks = 5
+
 // turnWheel brings the wheel up to the present. It is a session.Task.
 type turnWheel struct{ l *loop }
 
 func (t turnWheel) Run() (more bool) {
 	l := t.l
 	target := l.present()
+	if target > l.wheel.now+stallTicks {
+		l.stalled = target
+	}
 	for fired := 0; ; {
 		// All that stands at the hand's place is due. The hand moves on when the
 		// place is empty; nothing is scheduled there meanwhile.

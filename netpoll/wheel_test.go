@@ -296,3 +296,20 @@ func TestTickOnce(t *testing.T) {
 	}
 	r.turn()
 }
+
+// With misses to spare two pings may be under way: both pongs are asked for,
+// a third is not.
+func TestPongsOfTwoPings(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.PingMisses = 3 })
+	p := r.upgraded()
+	r.post(func() { p.c.StartHeartbeat() })
+	p.c.awaiting, p.c.misses, p.c.owed = true, 1, 2
+	for i, want := range []bool{true, true, false} {
+		if got := p.c.Pong(); got != want {
+			t.Errorf("pong %d: %v", i+1, got)
+		}
+	}
+	if p.c.misses != 0 || p.c.awaiting {
+		t.Error("the answered ping still counts")
+	}
+}

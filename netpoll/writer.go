@@ -24,6 +24,15 @@ func putBuffer(p *bytebufferpool.Pool, b *bytebufferpool.ByteBuffer) {
 	}
 }
 
+const (
+	// ownChunk is from where on a conn's own frames go to a new buffer.
+	ownChunk = 16 << 10
+	// turnBytes is how much of one turn waits for its end.
+	turnBytes = 256 << 10
+	// strangerBytes is what waits at the most for a peer that nobody knows yet.
+	strangerBytes = 32 << 10
+)
+
 // pingFrame is a ping of RFC 6455 without payload.
 var pingFrame = ws.MustCompileFrame(ws.NewPingFrame(nil))
 
@@ -34,10 +43,11 @@ type outbound struct {
 	// parts leave in this order. The last may be own.B, which still grows.
 	parts   [][]byte
 	own     *bytebufferpool.ByteBuffer
-	from    int // where the growing part begins in own.B
-	off     int // how much of the first part has been sent
-	bytes   int // of all parts, what has been sent left out
-	counted int // what of bytes is in the loop's PendingBytes
+	pong    bool // one waits behind a blocked peer
+	from    int  // where the growing part begins in own.B
+	off     int  // how much of the first part has been sent
+	bytes   int  // of all parts, what has been sent left out
+	counted int  // what of bytes is in the loop's PendingBytes
 	listed  bool
 	raw     bool // the first part is not made of frames
 	blocked bool // the watcher says when the peer takes more
@@ -112,7 +122,8 @@ func (o *outbound) grow(n int) *bytebufferpool.ByteBuffer {
 		o.from = 0
 	}
 	// The parts before point into the buffer: it must not move under them.
-	if len(o.own.B)+n > cap(o.own.B) && o.from > 0 {
+	// And a large one that grows would be copied and left behind again and again.
+	if len(o.own.B)+n > cap(o.own.B) && (o.from > 0 || len(o.own.B) >= ownChunk) {
 		o.seal()
 		o.own = writeBuffers.Get()
 		o.from = 0
@@ -135,6 +146,26 @@ func (c *conn) WriteFrame(frame []byte) {
 	c.loop.stats.MessagesOut.Add(1)
 	c.loop.stats.FramesOut.Add(1)
 	c.list()
+	c.early()
+}
+
+// early sends a large part of a turn before the turn's end.
+func (c *conn) early() {
+	if o := c.out; o.bytes > turnBytes && !o.blocked {
+		c.flush()
+	}
+}
+
+// pongFor answers a ping. While a pong waits for a blocked peer, the next ones
+// need none (RFC 6455, section 5.5.3).
+func (c *conn) pongFor(payload []byte) {
+	if o := c.out; o != nil && o.blocked {
+		if o.pong {
+			return
+		}
+		o.pong = true
+	}
+	c.writeOwn(ws.OpPong, payload)
 }
 
 // WriteMessage implements session.Transport.
@@ -163,6 +194,7 @@ func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
 	o.bytes += len(b.B) - n
 	c.loop.stats.FramesOut.Add(1)
 	c.list()
+	c.early()
 }
 
 // writeRaw sends bytes that are not frames: the answer to a request head.
@@ -186,12 +218,20 @@ func (o *outbound) behind() int {
 	return o.bytes - (len(o.parts[0]) - o.off)
 }
 
+// bound is how much may wait for the peer behind the part under way.
+func (c *conn) bound() int {
+	if c.sess.State < session.StateConnected && c.sess.Encoding != session.EncodingNone {
+		return min(strangerBytes, c.endpoint.pending)
+	}
+	return c.endpoint.pending
+}
+
 // room checks the bound on what waits for a slow peer, and ends it where n
 // bytes more are over. A conn that is not blocked may take any one frame: it
 // is sent at the end of the turn.
 func (c *conn) room(n int) bool {
 	o := c.out
-	if o == nil || !o.blocked || o.behind()+n <= c.endpoint.pending {
+	if o == nil || !o.blocked || o.behind()+n <= c.bound() {
 		return true
 	}
 	c.tooSlow()
@@ -340,7 +380,7 @@ func (c *conn) block() {
 		c.gone()
 		return
 	}
-	if c.mode == modeWebSocket && o.behind() > c.endpoint.pending {
+	if c.mode == modeWebSocket && o.behind() > c.bound() {
 		c.tooSlow()
 	}
 }
@@ -357,7 +397,7 @@ func (c *conn) writable() {
 	if c.out == nil || !c.out.blocked {
 		return
 	}
-	c.out.blocked = false
+	c.out.blocked, c.out.pong = false, false
 	c.flush()
 	if c.out != nil {
 		c.account()

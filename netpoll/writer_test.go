@@ -277,11 +277,40 @@ func (p *peer) drain() (got []byte) {
 	return got
 }
 
+// While one pong waits for a blocked peer, its next pings need none.
+func TestPongsToABlockedPeer(t *testing.T) {
+	r := newRig(t, nil)
+	p, _ := r.blocked()
+	before := p.c.Pending()
+	for range 1000 {
+		r.post(func() { p.c.readFrames(masked(ws.OpPing, true, strings.Repeat("s", 125))) })
+	}
+	if got := p.c.Pending() - before; got != 2+125 {
+		t.Errorf("%d bytes of pongs wait", got)
+	}
+}
+
+// A peer that nobody knows yet may let little wait.
+func TestStrangerBound(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.PendingBytes = 1 << 20 })
+	p, _ := r.blocked()
+	p.sess().Encoding = session.EncodingJSON
+	peak := 0
+	for p.c.mode == modeWebSocket {
+		r.post(func() { p.sess().Write([]byte(strings.Repeat("s", 1000))) })
+		if p.c.mode == modeWebSocket {
+			peak = max(peak, p.c.out.behind())
+		}
+	}
+	if peak > strangerBytes || peak < strangerBytes-2000 {
+		t.Errorf("the bound of %d was met at %d", strangerBytes, peak)
+	}
+}
+
 func TestSlowConsumerBound(t *testing.T) {
 	for name, write := range map[string]func(p *peer){
 		"shared": func(p *peer) { p.sess().WriteFrame(served(strings.Repeat("s", 1000))) },
 		"own":    func(p *peer) { p.sess().Write([]byte(strings.Repeat("s", 1000))) },
-		"pongs":  func(p *peer) { p.c.readFrames(masked(ws.OpPing, true, strings.Repeat("s", 125))) },
 		"both": func(p *peer) {
 			p.sess().Write([]byte("own"))
 			p.sess().WriteFrame(served("shared"))
@@ -295,6 +324,7 @@ func TestSlowConsumerBound(t *testing.T) {
 				})
 				p, _ := r.blocked()
 				p.sess().Encoding = encoding
+				p.sess().State = session.StateConnected
 				peak := 0
 				for p.c.mode == modeWebSocket {
 					r.post(func() { write(p) })

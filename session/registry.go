@@ -39,13 +39,15 @@ func NewRegistry() *Registry {
 // ByClient finds the session of a client id: one that node made, or one that a
 // session came with.
 func (r *Registry) ByClient(node Node, client string) (ID, bool) {
-	if id, ok := node.Session(client); ok {
+	// The table comes first: a session may be back here, under another ID than its
+	// client id was made of.
+	r.clientsMu.RLock()
+	id, ok := r.clients[client]
+	r.clientsMu.RUnlock()
+	if ok {
 		return id, true
 	}
-	r.clientsMu.RLock()
-	defer r.clientsMu.RUnlock()
-	id, ok := r.clients[client]
-	return id, ok
+	return node.Session(client)
 }
 
 // Welcome lists the client id that s came with from another server, in
@@ -115,7 +117,9 @@ func (r *Registry) rehashLocked(sh *registryShard, n int) {
 func (r *Registry) Remove(s *Session) {
 	if s.Extra != nil && s.Extra.Client != "" {
 		r.clientsMu.Lock()
-		delete(r.clients, s.Extra.Client)
+		if r.clients[s.Extra.Client] == s.id {
+			delete(r.clients, s.Extra.Client)
+		}
 		r.clientsMu.Unlock()
 	}
 	if !s.listed {

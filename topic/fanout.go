@@ -30,7 +30,10 @@ type encoded struct{ frame []byte }
 
 // room is what the delivery takes of a loop's inbox, until it has passed the
 // loop's subscribers.
-func (d *delivery) room() int { return session.PostOverhead + len(d.Publication.Data) }
+func (d *delivery) room() int { return session.PostOverhead + d.Publication.weight() }
+
+// frameSize is about what the delivery's frame will take in any format.
+func (d *delivery) frameSize() int { return d.Publication.weight() + len(d.name) + 64 }
 
 // frame is the publication in a wire format, made by who needs it first; nil
 // where that format can't carry it.
@@ -170,8 +173,8 @@ func (l *local) passed(row []arrival) {
 func (f *fanout) begin(l *local) {
 	n, size := 0, 0
 	for n < len(f.waiting) && f.waiting[n].joins == f.waiting[0].joins &&
-		(n == 0 || size+len(f.waiting[n].Publication.Data) <= roundBytes) {
-		size += len(f.waiting[n].Publication.Data)
+		(n == 0 || size+f.waiting[n].frameSize() <= roundBytes) {
+		size += f.waiting[n].frameSize()
 		n++
 	}
 	f.round = f.waiting[:n:n]

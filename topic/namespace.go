@@ -69,7 +69,8 @@ func newNamespace(o NamespaceOptions) (*Namespace, error) {
 func namespaceOf(name string) (namespace, rest string) {
 	n := strings.TrimPrefix(name, "$")
 	ns, rest, ok := strings.Cut(n, Separator)
-	if !ok {
+	// Behind a '#' stand users, whose names may have a ':'.
+	if !ok || strings.Contains(ns, "#") {
 		return "", name
 	}
 	return ns, rest

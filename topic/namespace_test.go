@@ -49,7 +49,7 @@ func TestNamespace(t *testing.T) {
 		{"user", "#alice", ""},
 		{"users", "news#42,43", ""},
 		{"user in a namespace", "chat:#alice", "chat"},
-		{"user before a separator", "#chat:alice", "-"},
+		{"user with a separator", "#chat:alice", ""},
 		{"regex", "digits:42", "digits"},
 		{"regex refuses", "digits:4a", "-"},
 		{"regex wants something", "digits:", "-"},

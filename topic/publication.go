@@ -16,6 +16,18 @@ type Publication struct {
 	Offset uint64
 }
 
+// weight is how many bytes the publication brings along.
+func (p *Publication) weight() int {
+	n := len(p.Data)
+	for k, v := range p.Tags {
+		n += len(k) + len(v)
+	}
+	if i := p.Info; i != nil {
+		n += len(i.User) + len(i.Client) + len(i.ConnInfo)
+	}
+	return n
+}
+
 // PublisherInfo says who published.
 type PublisherInfo struct {
 	User     string

@@ -163,6 +163,24 @@ func (t *Topics) Count(s *session.Session) int {
 	return 0
 }
 
+// Settled tells whether no publication is under way to s: whoever moves s before
+// that would lose it. Runs on the loop of s.
+func (t *Topics) Settled(s *session.Session) bool {
+	m := memberOf(s)
+	if m == nil {
+		return true
+	}
+	if m.one.list != nil && m.one.list.out != nil {
+		return false
+	}
+	for i := range m.more {
+		if m.more[i].list.out != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // Each calls f with each topic of s; f does not subscribe or unsubscribe. Runs
 // on the loop of s.
 func (t *Topics) Each(s *session.Session, f func(name string, server bool)) {
