@@ -313,3 +313,30 @@ func TestPongsOfTwoPings(t *testing.T) {
 		t.Error("the answered ping still counts")
 	}
 }
+
+// A process that was stopped for longer than a pong may take has not read the
+// pongs that came: nobody is closed for it, save who is silent afterwards too.
+func TestStallIsNoMiss(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.PingInterval, o.PongTimeout = 2*time.Second, time.Second })
+	p := r.upgraded()
+	r.post(func() { p.c.StartHeartbeat() })
+	pass := func(d time.Duration) {
+		r.loop.start = r.loop.start.Add(-d)
+		for (turnWheel{r.loop}).Run() {
+		}
+		r.loop.flushDirty()
+	}
+	for !p.c.awaiting {
+		pass(tick)
+	}
+	pass(time.Minute)
+	if p.c.mode != modeWebSocket {
+		t.Fatal("closed for the stall")
+	}
+	for range 15 {
+		pass(tick)
+	}
+	if p.c.mode == modeWebSocket {
+		t.Error("silence after the stall goes unpunished")
+	}
+}
