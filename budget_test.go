@@ -15,8 +15,8 @@ import (
 // made of. They are counted in the process, so the peers' side must cost it
 // nothing: the clients are bare descriptors.
 const (
-	budgetShared = 730
-	budgetOwn    = 910
+	budgetShared = 740
+	budgetOwn    = 915
 	// budgetSessions fills whole chunks of the loops' tables, give or take one.
 	budgetSessions = 4096
 )

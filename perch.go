@@ -60,8 +60,8 @@ type Server struct {
 	abort chan struct{}
 	once  sync.Once
 
-	issued, refused counters[string]
-	apiCalls        counters[stats.APILabel]
+	issued, refused stats.Vec[string]
+	apiCalls        stats.Vec[stats.APILabel]
 }
 
 // New checks the options, reads or makes the keys and takes the ports. What it

@@ -5,7 +5,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"github.com/gin-gonic/gin"
 
@@ -36,26 +35,6 @@ var buildVersion = sync.OnceValues(func() (version, revision string) {
 	return version, revision
 })
 
-// counters counts by label what happens rarely.
-type counters[K comparable] struct{ m sync.Map }
-
-func (c *counters[K]) add(k K) {
-	n, ok := c.m.Load(k)
-	if !ok {
-		n, _ = c.m.LoadOrStore(k, new(atomic.Uint64))
-	}
-	n.(*atomic.Uint64).Add(1)
-}
-
-func (c *counters[K]) snapshot() map[K]uint64 {
-	out := make(map[K]uint64)
-	c.m.Range(func(k, n any) bool {
-		out[k.(K)] = n.(*atomic.Uint64).Load()
-		return true
-	})
-	return out
-}
-
 // snapshot gathers what /metrics shows. Safe from any goroutine.
 func (s *Server) snapshot() stats.Snapshot {
 	version, revision := buildVersion()
@@ -85,7 +64,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
 		BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
-		TokensIssued: s.issued.snapshot(), TokensRefused: s.refused.snapshot(), API: s.apiCalls.snapshot(),
+		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 	}
 	for _, l := range n.Loops {
 		out.Loops = append(out.Loops, stats.Loop{
@@ -102,13 +81,13 @@ func (s *Server) observeToken(c *gin.Context) {
 		return
 	}
 	if status := c.Writer.Status(); status == http.StatusOK {
-		s.issued.add("token")
+		s.issued.Inc("token")
 	} else {
-		s.refused.add(strconv.Itoa(status))
+		s.refused.Inc(strconv.Itoa(status))
 	}
 }
 
 // observeAPI counts a call of the server API.
 func (s *Server) observeAPI(method string, code int) {
-	s.apiCalls.add(stats.APILabel{Method: method, Code: strconv.Itoa(code)})
+	s.apiCalls.Inc(stats.APILabel{Method: method, Code: strconv.Itoa(code)})
 }

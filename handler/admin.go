@@ -3,7 +3,6 @@ package handler
 import (
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -49,7 +48,7 @@ func NewAdmin(o AdminOptions) http.Handler {
 	e.HandleMethodNotAllowed = true
 	e.RedirectTrailingSlash = false
 	e.ForwardedByClientIP = false
-	e.Use(adminHeaders, adminRecovered(o.Logger))
+	e.Use(adminHeaders, recovered(o.Logger, func(c *gin.Context) { adminError(c, http.StatusInternalServerError, apiInternal) }))
 	e.NoRoute(func(c *gin.Context) { adminError(c, http.StatusNotFound, apiMethodNotFound) })
 	e.NoMethod(func(c *gin.Context) { adminError(c, http.StatusMethodNotAllowed, apiBadRequest) })
 
@@ -84,28 +83,6 @@ func adminHeaders(c *gin.Context) {
 
 func adminError(c *gin.Context, status int, e *apiError) {
 	c.AbortWithStatusJSON(status, apiReply{Error: e})
-}
-
-func adminRecovered(log *slog.Logger) gin.HandlerFunc {
-	return func(c *gin.Context) {
-		defer func() {
-			p := recover()
-			if p == nil {
-				return
-			}
-			if p == http.ErrAbortHandler {
-				panic(p) // net/http's way to drop a connection; it is not logged there either
-			}
-			// Only the route's pattern: the request itself may carry a secret.
-			log.Error("admin request panicked", "err", p, "remote", c.Request.RemoteAddr,
-				"path", c.FullPath(), "stack", string(debug.Stack()))
-			if c.Writer.Written() {
-				panic(http.ErrAbortHandler) // half an answer must not look like a whole one
-			}
-			adminError(c, http.StatusInternalServerError, apiInternal)
-		}()
-		c.Next()
-	}
 }
 
 // Bounds of an http.Server made by NewHTTPServer.

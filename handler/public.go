@@ -64,7 +64,9 @@ func NewPublic(o PublicOptions) http.Handler {
 	e.ForwardedByClientIP = false
 
 	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string)}
-	e.Use(defaultHeaders, recovered(o.Logger), cross.handle)
+	e.Use(defaultHeaders, recovered(o.Logger, func(c *gin.Context) {
+		problem(c, http.StatusInternalServerError, "server_error", "internal error")
+	}), cross.handle)
 	e.NoRoute(func(c *gin.Context) { problem(c, http.StatusNotFound, "not_found", "no such path") })
 	e.NoMethod(func(c *gin.Context) {
 		allowWithHead(c.Writer.Header())
@@ -107,7 +109,8 @@ func defaultHeaders(c *gin.Context) {
 	h.Set("Content-Security-Policy", defaultPolicy)
 }
 
-func recovered(log *slog.Logger) gin.HandlerFunc {
+// recovered keeps a panic of a handler in, and has it answered.
+func recovered(log *slog.Logger, answer func(*gin.Context)) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		defer func() {
 			p := recover()
@@ -124,7 +127,7 @@ func recovered(log *slog.Logger) gin.HandlerFunc {
 				// Half an answer must not look like a whole one.
 				panic(http.ErrAbortHandler)
 			}
-			problem(c, http.StatusInternalServerError, "server_error", "internal error")
+			answer(c)
 		}()
 		c.Next()
 	}

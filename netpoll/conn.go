@@ -93,7 +93,7 @@ func (c *conn) closed() {
 	c.releaseIn()
 	c.unlist()
 	c.releaseOut()
-	l.stats.Open.Add(^uint64(0))
+	l.stats.Open.Add(-1)
 	l.server.open.Add(-1)
 	l.server.admission.leave(c.socket.RemoteAddr())
 	l.stats.Closes[c.reason].Add(1)
@@ -122,7 +122,7 @@ func (c *conn) end(r session.Reason) {
 	}
 	c.sessions = false
 	c.beating = false
-	c.loop.stats.Sessions.Add(^uint64(0))
+	c.loop.stats.Sessions.Add(-1)
 	c.sess.State = session.StateClosed
 	c.endpoint.Handler.Closed(&c.sess, c.reason)
 }

@@ -1,17 +1,9 @@
 package netpoll
 
 import (
-	"sync/atomic"
-
+	"perch/internal/stats"
 	"perch/session"
 )
-
-// counter is written by its loop alone and read by any goroutine, so adding
-// needs no locked instruction.
-type counter struct{ v atomic.Uint64 }
-
-func (c *counter) Add(n uint64) { c.v.Store(c.v.Load() + n) }
-func (c *counter) Load() uint64 { return c.v.Load() }
 
 // Outcome is how an opening handshake, or a request, ended.
 type Outcome uint8
@@ -42,27 +34,28 @@ func (o Outcome) String() string { return outcomeLabels[o] }
 
 const reasonSlots = 64
 
-// loopStats are a loop's counters. A cache line of other data stands between
-// those of two loops, since each has its own loop struct.
+// loopStats are what one loop counts, on cache lines of its own.
 type loopStats struct {
-	Accepted     counter
-	Open         counter // conns
-	Sessions     counter
-	MessagesIn   counter
-	MessagesOut  counter
-	BytesIn      counter
-	BytesOut     counter
-	FramesIn     counter
-	FramesOut    counter
-	Writes       counter
-	PendingBytes counter
-	Slow         counter
-	Pings        counter
-	Pongs        counter
-	Turns        counter
-	Panics       counter
-	Closes       [reasonSlots]counter
-	Outcomes     [outcomeCount]counter
+	_            stats.Pad
+	Open         stats.Gauge // conns
+	Sessions     stats.Gauge
+	PendingBytes stats.Gauge
+	Accepted     stats.Counter
+	MessagesIn   stats.Counter
+	MessagesOut  stats.Counter
+	BytesIn      stats.Counter
+	BytesOut     stats.Counter
+	FramesIn     stats.Counter
+	FramesOut    stats.Counter
+	Writes       stats.Counter
+	Slow         stats.Counter
+	Pings        stats.Counter
+	Pongs        stats.Counter
+	Turns        stats.Counter
+	Panics       stats.Counter
+	Closes       [reasonSlots]stats.Counter
+	Outcomes     [outcomeCount]stats.Counter
+	_            stats.Pad
 }
 
 // Stats is what a Server tells of itself. Counters grow from the start of the
@@ -117,7 +110,7 @@ func (s *Server) Stats() Stats {
 		out.FramesIn += st.FramesIn.Load()
 		out.FramesOut += st.FramesOut.Load()
 		out.Writes += st.Writes.Load()
-		out.PendingBytes += int64(st.PendingBytes.Load())
+		out.PendingBytes += st.PendingBytes.Load()
 		out.Slow += st.Slow.Load()
 		out.Pings += st.Pings.Load()
 		out.Pongs += st.Pongs.Load()

@@ -79,7 +79,7 @@ func (c *conn) releaseOut() {
 	}
 	c.out = nil
 	l := c.loop
-	l.stats.PendingBytes.Add(^uint64(o.counted) + 1)
+	l.stats.PendingBytes.Add(int64(-o.counted))
 	if o.watched {
 		l.server.watcher.remove(c)
 	}
@@ -388,7 +388,7 @@ func (c *conn) block() {
 // account brings the loop's pending bytes up to date.
 func (c *conn) account() {
 	o := c.out
-	c.loop.stats.PendingBytes.Add(uint64(o.bytes) - uint64(o.counted))
+	c.loop.stats.PendingBytes.Add(int64(o.bytes - o.counted))
 	o.counted = o.bytes
 }
 

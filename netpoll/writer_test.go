@@ -466,7 +466,7 @@ func TestShed(t *testing.T) {
 			t.Fatalf("%d sent: other bytes are left", sent)
 		}
 		c.shed()
-		if r.loop.stats.PendingBytes.Load() != uint64(o.bytes) {
+		if r.loop.stats.PendingBytes.Load() != int64(o.bytes) {
 			t.Fatalf("%d sent: %d bytes, %d counted", sent, o.bytes, r.loop.stats.PendingBytes.Load())
 		}
 		left = append([]byte(nil), bytes.Join(o.parts, nil)[o.off:]...)
