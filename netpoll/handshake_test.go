@@ -188,10 +188,9 @@ func TestHandshakeTimeout(t *testing.T) {
 				r, a := laterRig(t)
 				p := r.accept()
 				began := time.Now()
-				for i := 0; !p.gone(); i++ {
-					each(p, i)
-					r.pass(tick, func() {})
-				}
+				each(p, 0)
+				i := 0
+				r.until(p.gone, func() { i++; each(p, i) })
 				if took := time.Since(began); took < 5*time.Second || took > 5*time.Second+2*tick {
 					t.Errorf("closed after %v", took)
 				}
@@ -307,7 +306,7 @@ func TestCheckLaterStorm(t *testing.T) {
 				t.Errorf("%s: %v, %v", name, resp, err)
 				return
 			}
-			if f, err := ws.ReadFrame(br); err != nil || string(f.Payload) != "hello" {
+			if f, err := readFrame(br); err != nil || string(f.Payload) != "hello" {
 				t.Errorf("%s: %q, %v", name, f.Payload, err)
 			}
 		})

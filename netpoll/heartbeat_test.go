@@ -20,6 +20,19 @@ func (r *rig) pass(d time.Duration, f func()) {
 	}
 }
 
+// until lets time go by until ok, and calls f after each tick; what has not
+// come about within a minute never will.
+func (r *rig) until(ok func() bool, f func()) {
+	r.t.Helper()
+	for range time.Minute / tick {
+		if ok() {
+			return
+		}
+		r.pass(tick, f)
+	}
+	r.t.Fatal("it does not come about")
+}
+
 // pinged tells how many pings p has got.
 func (p *peer) pinged() int { return bytes.Count(p.take(), []byte{0x89, 0}) }
 
@@ -141,9 +154,7 @@ func TestLatePong(t *testing.T) {
 			t.Fatal("closed although every other ping was answered")
 		}
 		// Behind the end it changes nothing.
-		for !p.eof {
-			r.pass(tick, func() { p.take() })
-		}
+		r.until(func() bool { return p.eof }, func() { p.take() })
 		before := r.loop.stats.Pongs.Load()
 		p.feed(pong)
 		if r.loop.stats.Pongs.Load() != before {
@@ -252,9 +263,7 @@ func TestConnectTimeout(t *testing.T) {
 		p, q := r.upgraded(), r.upgraded()
 		q.sess().State = session.StateConnected
 		began := time.Now()
-		for !p.eof {
-			r.pass(tick, func() { p.take() })
-		}
+		r.until(func() bool { return p.eof }, func() { p.take() })
 		if took := time.Since(began); took < 10*time.Second || took > 10*time.Second+2*tick {
 			t.Errorf("stale after %v", took)
 		}
@@ -275,9 +284,7 @@ func TestLinger(t *testing.T) {
 		p := r.upgraded()
 		began := time.Now()
 		r.post(func() { p.sess().Close(session.ReasonForced) })
-		for !p.gone() {
-			r.pass(tick, func() { p.feed(hello) })
-		}
+		r.until(p.gone, func() { p.feed(hello) })
 		if took := time.Since(began); took < lingerFor || took > lingerFor+2*tick {
 			t.Errorf("lingered for %v", took)
 		}

@@ -266,7 +266,7 @@ func TestTwoListeners(t *testing.T) {
 				}
 				continue
 			}
-			f, err := ws.ReadFrame(br)
+			f, err := readFrame(br)
 			if err != nil || string(f.Payload) != tt.want {
 				t.Errorf("%s: got %q, %v, want %q", tt.path, f.Payload, err, tt.want)
 			}

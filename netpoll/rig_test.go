@@ -369,7 +369,7 @@ func frames(t testing.TB, b []byte) (out []ws.Frame, rest []byte) {
 	t.Helper()
 	for len(b) > 0 {
 		r := bytes.NewReader(b)
-		f, err := ws.ReadFrame(r)
+		f, err := readFrame(r)
 		if err != nil {
 			return out, b
 		}

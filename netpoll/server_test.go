@@ -271,3 +271,14 @@ func TestSlowConsumer(t *testing.T) {
 	_ = c.Close()
 	<-stop
 }
+
+// readFrame reads one frame of the server's.
+func readFrame(r io.Reader) (ws.Frame, error) {
+	h, err := ws.ReadHeader(r)
+	if err != nil {
+		return ws.Frame{}, err
+	}
+	f := ws.Frame{Header: h, Payload: make([]byte, h.Length)}
+	_, err = io.ReadFull(r, f.Payload)
+	return f, err
+}

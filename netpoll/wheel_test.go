@@ -201,11 +201,7 @@ func TestWheelAfterHours(t *testing.T) {
 				sleep(5 * time.Hour)
 				p = r.accept()
 				began := time.Now()
-				for !p.gone() {
-					time.Sleep(tick)
-					r.tick()
-					r.sound()
-				}
+				r.until(p.gone, r.sound)
 				if took := time.Since(began); took < 5*time.Second || took > 5*time.Second+2*tick {
 					t.Errorf("the deadline of 5 s was met after %v", took)
 				}
@@ -220,10 +216,7 @@ func TestWheelAfterHours(t *testing.T) {
 				idle.sess().SetExpiry(time.Now().Add(10 * time.Second).Unix())
 				p = r.accept()
 				began = time.Now()
-				for !p.gone() {
-					time.Sleep(tick)
-					r.tick()
-				}
+				r.until(p.gone, r.sound)
 				if took := time.Since(began); took < 5*time.Second || took > 5*time.Second+2*tick {
 					t.Errorf("beside an idle session the deadline of 5 s was met after %v", took)
 				}
