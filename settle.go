@@ -2,7 +2,6 @@ package perch
 
 import (
 	"context"
-	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -15,27 +14,17 @@ import (
 // collections are made and the free pages go back to the kernel.
 const (
 	settleEvery = 500 * time.Millisecond
-	// A quiet server allocates less than this in a period.
-	settleQuiet = 512 << 10
-	// A wave is what has allocated this much, and an eighth of the live heap,
-	// since the last collection made here.
-	settleWave = 4 << 20
-	settleRest = 2 * time.Second
-	// smallHeap may be garbage before a collection begins, however little lives:
-	// a storm on a small server would else be spent on collections.
-	smallHeap = 32 << 20
+	// A wave allocates this much in a period and more; it is over after two
+	// periods with less.
+	settleWave = 512 << 10
+	// What has come in slowly is looked after when nothing at all goes on: two
+	// periods with less than this.
+	settleStill = 64 << 10
+	// No collection is worth its cost for less than this, and a sixteenth of the
+	// live heap, allocated since the last one made here.
+	settleLeast = 1 << 20
+	settleRest  = 2 * time.Second
 )
-
-// relax sets the collector's pace for a heap of live bytes: a small one may
-// grow by smallHeap, a larger one doubles as by default. What GOGC says in the
-// environment stands. It returns the pace before.
-func relax(live uint64) int {
-	percent := 100
-	if live < smallHeap {
-		percent = int(min(smallHeap*100/max(live, 4<<20), 800))
-	}
-	return debug.SetGCPercent(percent)
-}
 
 // settle runs until ctx ends.
 func settle(ctx context.Context) {
@@ -44,11 +33,8 @@ func settle(ctx context.Context) {
 	defer t.Stop()
 	var before, settled uint64
 	last := time.Now()
-	if os.Getenv("GOGC") == "" {
-		metrics.Read(sample)
-		defer debug.SetGCPercent(relax(sample[1].Value.Uint64()))
-	}
-	for quiet := 0; ; {
+	wave := true // the start of the process is one
+	for quiet, still := 0, 0; ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -56,23 +42,24 @@ func settle(ctx context.Context) {
 		}
 		metrics.Read(sample)
 		now, live := sample[0].Value.Uint64(), sample[1].Value.Uint64()
-		if now-before < settleQuiet {
-			quiet++
-		} else {
-			quiet = 0
+		quiet, still = quiet+1, still+1
+		if now-before >= settleWave {
+			wave, quiet = true, 0
+		}
+		if now-before >= settleStill {
+			still = 0
 		}
 		before = now
-		if quiet < 2 || now-settled < settleWave+live/8 || time.Since(last) < settleRest {
+		over := wave && quiet >= 2 || still >= 2
+		if !over || now-settled < settleLeast+live/16 || time.Since(last) < settleRest {
 			continue
 		}
+		wave = false
 		// What stands in a sync.Pool outlives the first collection.
 		runtime.GC()
 		debug.FreeOSMemory()
 		metrics.Read(sample)
 		before, settled = sample[0].Value.Uint64(), sample[0].Value.Uint64()
-		if os.Getenv("GOGC") == "" {
-			relax(sample[1].Value.Uint64())
-		}
 		last = time.Now()
 	}
 }

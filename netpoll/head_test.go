@@ -241,10 +241,14 @@ func TestHeadCost(t *testing.T) {
 	r := newRig(t, nil)
 	for _, b := range []string{"\r\n", "\r", "A: b\r\n", "\r\n\r\nA"} {
 		all := []byte(strings.Repeat(b, 64<<10/len(b))) // gnet's read buffer, full
-		start := time.Now()
-		r.outcome([][]byte{all})
-		if took := time.Since(start); took > 50*time.Millisecond {
-			t.Errorf("64 KiB of %q took %v of the loop", b, took)
+		best := time.Hour                               // of a few: the machine may be busy
+		for range 5 {
+			start := time.Now()
+			r.outcome([][]byte{all})
+			best = min(best, time.Since(start))
+		}
+		if best > 20*time.Millisecond {
+			t.Errorf("64 KiB of %q took %v of the loop", b, best)
 		}
 	}
 }

@@ -120,6 +120,27 @@ func TestInboxWakes(t *testing.T) {
 	within(t, "a wake-up is lost", done)
 }
 
+// What is seen to between two sockets leaves the wake-up on its way, which then
+// serves the next posts: there is never a second one.
+func TestOneWakeUp(t *testing.T) {
+	r := newRig(t, nil)
+	ran := 0
+	post := func() { r.loop.Post(0, 0, func(*session.Session) { ran++ }) }
+	for range 3 {
+		post()
+		r.loop.turn(false)
+		post()
+		post()
+		if ran%3 != 1 || len(r.events.wakes) != 1 || r.events.second {
+			t.Fatalf("%d ran, %d wake-ups on their way, a second one: %v", ran, len(r.events.wakes), r.events.second)
+		}
+		r.turn()
+		if ran%3 != 0 || len(r.events.wakes) != 0 {
+			t.Fatalf("%d ran, %d wake-ups on their way", ran, len(r.events.wakes))
+		}
+	}
+}
+
 // However many reserve at once, what is granted stays within the bound, and
 // all of it comes back.
 func TestReserveBound(t *testing.T) {
@@ -446,10 +467,10 @@ func TestInboxForgets(t *testing.T) {
 func TestLongTaskAndEcho(t *testing.T) {
 	s, addr := start(t, func(o *Options) { o.Loops = 1 })
 	c := dial(t, addr, "/echo")
-	var slices, over atomic.Int64
+	var done, over atomic.Int64
 	ended := make(chan struct{})
 	s.Loop(0).PostTask(0, taskFunc(func() bool {
-		slices.Add(1)
+		done.Add(1)
 		for began := time.Now(); time.Since(began) < time.Millisecond; {
 			_ = began // busy, as a fan-out is
 		}
@@ -459,8 +480,9 @@ func TestLongTaskAndEcho(t *testing.T) {
 		close(ended)
 		return false
 	}))
+	var took []int64
 	for i := range 20 {
-		before := slices.Load()
+		before := done.Load()
 		want := fmt.Sprint("echo ", i)
 		if err := wsutil.WriteClientText(c, []byte(want)); err != nil {
 			t.Fatal(err)
@@ -469,11 +491,12 @@ func TestLongTaskAndEcho(t *testing.T) {
 		if err != nil || op != ws.OpText || string(got) != want {
 			t.Fatalf("got %q, %v", got, err)
 		}
-		// A turn is two or three slices; the echo waits for one or two turns, and
-		// then for this goroutine to be run.
-		if n := slices.Load() - before; n > 100 {
-			t.Errorf("an echo took %d slices of the task", n)
-		}
+		took = append(took, done.Load()-before)
+	}
+	// A turn is two or three slices; an echo waits for one or two turns, and then
+	// for this goroutine to be run, which a busy machine may put off.
+	if slices.Sort(took); took[len(took)/2] > 30 {
+		t.Errorf("echoes took %d slices of the task", took)
 	}
 	over.Store(1)
 	within(t, "the task does not end", ended)

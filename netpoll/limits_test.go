@@ -325,7 +325,10 @@ type counting struct {
 	begun, ended atomic.Int64
 }
 
-func (h *counting) Open(*session.Session, any) { h.begun.Add(1) }
+func (h *counting) Open(s *session.Session, _ any) {
+	s.State = session.StateConnected
+	h.begun.Add(1)
+}
 func (h *counting) Message(s *session.Session, data []byte, binary bool) {
 	s.WriteKind(data, binary)
 }

@@ -200,6 +200,9 @@ func TestWheelAfterHours(t *testing.T) {
 				p.end()
 				sleep(5 * time.Hour)
 				p = r.accept()
+				if r.loop.wheel.now != r.loop.present() {
+					t.Error("an empty wheel is turned through all that time")
+				}
 				began := time.Now()
 				r.until(p.gone, r.sound)
 				if took := time.Since(began); took < 5*time.Second || took > 5*time.Second+2*tick {
