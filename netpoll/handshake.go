@@ -138,8 +138,8 @@ func (c *conn) checkForm(h *head) bool {
 		return false
 	case h.keys != 1 || !validKey(h.key):
 		return bad("Sec-WebSocket-Key must be 16 bytes in base64")
-	case h.origins > 1:
-		return bad("one Origin header at the most")
+	case h.origins > 1 || h.authorizations > 1:
+		return bad("one Origin and one Authorization header at the most")
 	}
 	return true
 }

@@ -30,6 +30,7 @@ type head struct {
 	protocols            []byte // all Sec-WebSocket-Protocol lines, joined
 	origins              int
 	origin               []byte
+	authorizations       int
 	authorization, agent []byte
 	length, coding       bool // Content-Length other than 0, Transfer-Encoding
 }
@@ -195,6 +196,7 @@ func (h *head) field(name, value []byte) {
 		}
 	case 13:
 		if fold(name, "authorization") {
+			h.authorizations++
 			h.authorization = value
 		}
 	case 14:

@@ -71,8 +71,9 @@ type endpoint struct {
 	pending int // the bound on what waits for a peer
 }
 
-// New checks that the listeners' addresses are free and makes the server ready
-// to run.
+// New makes the server ready to run. It binds nothing: whether the addresses
+// are free, its caller has found out (SO_REUSEPORT shares a taken port without
+// a word).
 func New(o Options) (*Server, error) {
 	if o.Loops == 0 {
 		o.Loops = runtime.GOMAXPROCS(0)
