@@ -209,8 +209,9 @@ func (c *conn) writeRaw(b []byte) {
 }
 
 // behind is how much waits behind the frame that is under way, which is the
-// first part of a blocked conn. That one does not count: a frame of any size may be sent to a peer that is not slow, and no
-// socket takes a large one at once.
+// first part of a blocked conn. That one does not count: a frame of any size
+// may be sent to a peer that is not slow, and no socket takes a large one at
+// once.
 func (o *outbound) behind() int {
 	if len(o.parts) == 0 {
 		return o.bytes
