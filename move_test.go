@@ -16,7 +16,7 @@ import (
 	"perch/session"
 )
 
-func runServer(t *testing.T) *Server {
+func runServer(t *testing.T, change ...func(*Options)) *Server {
 	t.Helper()
 	o := DefaultOptions()
 	o.Listen, o.Admin, o.DataDir = "127.0.0.1:0", "127.0.0.1:0", t.TempDir()
@@ -24,6 +24,9 @@ func runServer(t *testing.T) *Server {
 	o.API.Key = "key"
 	o.Topics.Default.AllowSubscribeForClient = true
 	o.Log.Level = "error"
+	for _, f := range change {
+		f(&o)
+	}
 	s, err := New(o)
 	if err != nil {
 		t.Fatal(err)

@@ -6,8 +6,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/gobwas/ws"
+	"github.com/gobwas/ws/wsutil"
 )
 
 const upgradeFields = "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
@@ -75,5 +79,66 @@ func TestUpgradeOnKeptConnection(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A token of a public key is verified in the pool: the handshake waits for it,
+// with the frames that came along, and the loop does not.
+func TestUpgradeVerifiedInPool(t *testing.T) {
+	s := runServer(t, func(o *Options) {
+		o.Auth.HMACSecret = ""
+		o.Auth.Require = "handshake"
+	})
+	good, err := IssueToken(s.opts, TokenRequest{Subject: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.verifier.Cheap(good) {
+		t.Fatal("the token is verified on the loop")
+	}
+	connect := ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame([]byte(`{"id":1,"connect":{}}`))))
+	for name, tt := range map[string]struct {
+		token  string
+		status int
+	}{
+		"good":      {good, http.StatusSwitchingProtocols},
+		"forged":    {good[:len(good)-8] + "AAAAAAAA", http.StatusUnauthorized},
+		"malformed": {"x.y.z", http.StatusUnauthorized},
+		"none":      {"", http.StatusUnauthorized},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", s.PublicAddr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = c.Close() }()
+			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			head := "GET /connection/websocket HTTP/1.1\r\n" + upgradeFields
+			if tt.token != "" {
+				head += "Authorization: Bearer " + tt.token + "\r\n"
+			}
+			_, _ = c.Write(append([]byte(head+"\r\n"), connect...))
+			r := bufio.NewReader(c)
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != tt.status {
+				t.Fatalf("status %d, want %d", resp.StatusCode, tt.status)
+			}
+			if tt.status != http.StatusSwitchingProtocols {
+				return
+			}
+			got, _, err := wsutil.ReadServerData(struct {
+				io.Reader
+				io.Writer
+			}{r, c})
+			if err != nil || !strings.Contains(string(got), `"client":`) {
+				t.Errorf("got %s, %v", got, err)
+			}
+		})
+	}
+	if n := s.registry.ByUser("alice", nil); len(n) > 1 {
+		t.Errorf("%d sessions", len(n))
 	}
 }
