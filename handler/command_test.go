@@ -272,8 +272,7 @@ func FuzzMessage(f *testing.F) {
 		if w := workOf(&p.s); w != nil && !w.refused {
 			t.Fatalf("holds %+v", w)
 		}
-		if n := r.loop.inUse(); n != 0 {
-			t.Fatalf("%d bytes of the inbox stay taken", n)
-		}
+		// A call of a session that has been closed meanwhile still comes back.
+		r.loop.until(t, "the inbox's room", func() bool { return r.loop.inUse() == 0 })
 	})
 }
