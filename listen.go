@@ -97,11 +97,15 @@ func capacityFor(o LimitOptions, loops int) (capacity, error) {
 		c.soft = o.Connections
 	}
 	c.hard = c.soft + refused
-	if c.soft < 1 || c.hard > room {
-		want := max(c.soft, 1)
+	if c.soft < 1 && o.Connections == 0 {
+		return capacity{}, fmt.Errorf(
+			"the descriptor limit of %d leaves no room for connections: raise it (ulimit -n, LimitNOFILE=) to %d at the least",
+			c.descriptors, c.descriptors-room+1+refused)
+	}
+	if c.hard > room {
 		return capacity{}, fmt.Errorf(
 			"limits.connections: %d connections need a descriptor limit of %d, and it is %d: raise it (ulimit -n, LimitNOFILE=) or lower limits.connections",
-			want, c.descriptors-room+want+refused, c.descriptors)
+			c.soft, c.descriptors-room+c.soft+refused, c.descriptors)
 	}
 	return c, nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,12 @@ const (
 
 // poolGrace is what a method that blocks gets at the end.
 const poolGrace = 2 * time.Second
+
+// fewConnections is below what anybody wants to serve who has not said so.
+const fewConnections = 1000
+
+// ErrAborted is returned by Run where Abort came before the drain was done.
+var ErrAborted = errors.New("perch: stopped before the drain was done")
 
 // Server is one Perch. New wires it, Run runs it until its context ends and
 // it has drained. It is run once.
@@ -86,7 +93,7 @@ func New(opts Options) (*Server, error) {
 			s.release()
 		}
 	}()
-	for _, step := range []func() error{s.wireAuth, s.wireCore, s.wireNet, s.wireHTTP} {
+	for _, step := range []func() error{s.takePorts, s.wireAuth, s.wireCore, s.wireNet, s.wireHTTP} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -144,8 +151,8 @@ func (s *Server) Publish(ctx context.Context, name string, data []byte) error {
 // does. Safe from any goroutine.
 func (s *Server) Abort() { s.once.Do(func() { close(s.abort) }) }
 
-// Run serves until ctx ends, then drains. It returns nil after a drain, and an
-// error when a port could not be served or the event loops ended unasked.
+// Run serves until ctx ends, then drains. It returns nil after a drain,
+// ErrAborted where Abort cut it short, and an error when a port could not be served or the event loops ended unasked.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.release()
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -173,12 +180,19 @@ func (s *Server) Run(ctx context.Context) error {
 		s.state.Store(int32(stateReady))
 		close(s.ready)
 		s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", s.capacity.soft)
+		if s.capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
+			s.log.Warn("the descriptor limit leaves room for few connections: raise it (ulimit -n, LimitNOFILE=)",
+				"descriptors", s.capacity.descriptors, "connections", s.capacity.soft)
+		}
+		if a, err := netip.ParseAddrPort(s.AdminAddr()); err == nil && !a.Addr().IsLoopback() {
+			s.log.Warn("the admin port is not on loopback: metrics and profiles take no key", "admin", s.AdminAddr())
+		}
 		if s.opts.Insecure {
 			s.log.Warn("insecure mode: no token is needed and every topic operation is allowed")
 		}
 		select {
 		case <-ctx.Done():
-			s.shutdown()
+			err = s.shutdown()
 		case <-s.abort:
 		case err = <-failed:
 		case err = <-loops:
@@ -206,8 +220,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// shutdown is the orderly end, within the drain's budget.
-func (s *Server) shutdown() {
+// shutdown is the orderly end, within the drain's budget. ErrAborted: Abort has
+// cut it short.
+func (s *Server) shutdown() error {
 	s.state.Store(int32(stateDraining))
 	ctx, cancel := context.WithTimeout(context.Background(), s.opts.Drain.Budget)
 	defer cancel()
@@ -221,6 +236,12 @@ func (s *Server) shutdown() {
 	s.net.Refuse()
 	s.drain(ctx)
 	_ = s.public.Shutdown(ctx) // what is left is closed next
+	select {
+	case <-s.abort:
+		return ErrAborted
+	default:
+		return nil
+	}
 }
 
 // release gives back what New has taken.

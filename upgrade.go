@@ -100,14 +100,22 @@ func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) 
 		}
 		return u.decision, true
 	case s.verifier.Cheap(u.token):
-		return u.verified(s.verifier.Connect(u.token)), true
+		claims, err := s.verifier.Connect(u.token)
+		if err != nil {
+			s.log.Debug("token refused", "remote", r.Remote(), "err", err)
+		}
+		return u.verified(claims, err), true
 	}
 	u.token = strings.Clone(u.token)
 	taken := s.pool.Submit(session.PostOverhead+len(u.token), func() {
 		d := netpoll.Decision{Status: http.StatusInternalServerError, Text: "internal error"}
 		// The pool keeps a panic in; the peer is answered all the same.
 		defer func() { later(d) }()
-		d = u.verified(s.verifier.Connect(u.token))
+		claims, err := s.verifier.Connect(u.token)
+		if err != nil {
+			s.log.Debug("token refused", "err", err)
+		}
+		d = u.verified(claims, err)
 	})
 	if !taken {
 		return netpoll.Decision{Status: http.StatusServiceUnavailable, Text: "too many requests"}, true

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"runtime"
 	"time"
 
@@ -27,6 +28,10 @@ const echoPath = "/echo"
 // wireAuth opens the keys, the clients and the store of what is revoked.
 func (s *Server) wireAuth() error {
 	o := &s.opts
+	// Said in the words of the configuration.
+	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
 	var err error
 	if s.authority, err = auth.Open(o.authOptions(s.log)); err != nil {
 		if errors.Is(err, auth.ErrLocked) {
@@ -92,13 +97,24 @@ func (s *Server) wireCore() error {
 	return nil
 }
 
-// wireNet takes the public port.
+// takePorts comes first: a server that can't have them leaves no files behind.
+func (s *Server) takePorts() error {
+	var err error
+	if s.addr, err = listenAddr("listen", s.opts.Listen); err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", s.opts.Admin)
+	if err != nil {
+		return listenError("admin", s.opts.Admin, err)
+	}
+	s.adminLn = netutil.LimitListener(ln, adminConnections)
+	return nil
+}
+
+// wireNet makes the event loops and what they serve.
 func (s *Server) wireNet() error {
 	o := &s.opts
 	var err error
-	if s.addr, err = listenAddr("listen", o.Listen); err != nil {
-		return err
-	}
 	loops := o.Loops
 	if loops == 0 {
 		loops = runtime.GOMAXPROCS(0)
@@ -143,7 +159,7 @@ func (s *Server) endRevoked(r auth.Revocation) {
 	})
 }
 
-// wireHTTP makes Gin's two engines and takes the admin port.
+// wireHTTP makes Gin's two engines.
 func (s *Server) wireHTTP() error {
 	o := &s.opts
 	paths := []string{o.WebSocket.Path}
@@ -177,11 +193,6 @@ func (s *Server) wireHTTP() error {
 	}), s.log)
 	// Pushing in a loop needs more than the default of time for a request.
 	s.admin.ReadTimeout = time.Minute
-	ln, err := net.Listen("tcp", o.Admin)
-	if err != nil {
-		return listenError("admin", o.Admin, err)
-	}
-	s.adminLn = netutil.LimitListener(ln, adminConnections)
 	return nil
 }
 

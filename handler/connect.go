@@ -2,6 +2,7 @@ package handler
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 
 	pb "github.com/centrifugal/protocol"
@@ -88,6 +89,9 @@ func (c *Commands) verified(s *session.Session, id uint32, claims *auth.Claims, 
 // refuseToken answers a command whose token is not good: 109 where it was
 // once; 100 where nobody can tell now; else bad, or a close where that is nil.
 func (c *Commands) refuseToken(s *session.Session, id uint32, err error, bad *Error) {
+	if c.log.Enabled(c.ctx, slog.LevelDebug) {
+		c.log.Debug("token refused", "session", c.clientID(s), "remote", s.Remote(), "err", err)
+	}
 	connecting := s.State != session.StateConnected
 	switch {
 	case errors.Is(err, auth.ErrTokenExpired):

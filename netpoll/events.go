@@ -26,6 +26,9 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 
 // OnTick implements gnet.EventHandler. It has a goroutine of its own.
 func (e *events) OnTick() (time.Duration, gnet.Action) {
+	if e.server.stopping.Load() {
+		return tick, gnet.Shutdown
+	}
 	return e.server.tickNow(), gnet.None
 }
 

@@ -157,22 +157,14 @@ func (s *Server) Started() <-chan struct{} { return s.started }
 // has begun.
 func (s *Server) Refuse() { s.draining.Store(true) }
 
-// Stop closes what is still open and ends Run.
+// Stop closes what is still open and ends Run. The ticker tells gnet, within a
+// tick: its own Stop looks twice a second whether it is done.
 func (s *Server) Stop(ctx context.Context) error {
 	s.stopping.Store(true)
 	select {
-	case <-s.started:
 	case <-s.done:
 	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case <-s.done: // by itself, or by an earlier Stop
-	default:
-		if err := s.engine.Stop(ctx); err != nil {
-			return fmt.Errorf("netpoll: stop: %w", err)
-		}
-		<-s.done
+		return fmt.Errorf("netpoll: stop: %w", ctx.Err())
 	}
 	s.background.Wait()
 	return nil

@@ -29,8 +29,9 @@ const (
 )
 
 // greet prints what can be tried now, and where the files are. A token is
-// shown only where the server listens on loopback: elsewhere standard output
-// is a log that others read, and the token would open their door for an hour.
+// shown only to who tries Perch out, on loopback and without a file (or in dev
+// mode): elsewhere standard output is a log that others read, and the token
+// would open their door for an hour.
 func greet(w io.Writer, opts perch.Options, srv addresses, file string) {
 	public, admin := reach(srv.PublicAddr()), reach(srv.AdminAddr())
 	fmt.Fprintf(w, "Perch serves http://%s, and its backends on http://%s.\n\n", public, admin)
@@ -52,7 +53,7 @@ func greet(w io.Writer, opts perch.Options, srv addresses, file string) {
 	case opts.Insecure:
 		token = ""
 		show("Insecure mode:", "no token is needed, and every topic operation is allowed.")
-	case loopback(srv.PublicAddr()):
+	case loopback(srv.PublicAddr()) && (file == "" || opts.Dev):
 		issued, err := perch.IssueToken(opts, perch.TokenRequest{Subject: "alice", TTL: greetTTL, Channels: channels})
 		if err != nil {
 			// Only keys that verify are configured, perhaps: the server runs all the

@@ -82,10 +82,15 @@ func serve(cmd *cobra.Command, srv server, greet func()) error {
 			if draining {
 				srv.Abort()
 				select {
-				case <-done:
+				case err := <-done:
+					// The drain may have been done, and the signal come too late.
+					if errors.Is(err, perch.ErrAborted) {
+						return errAborted
+					}
+					return err
 				case <-time.After(abortGrace):
+					return errAborted
 				}
-				return errAborted
 			}
 			draining = true
 			fmt.Fprintln(cmd.ErrOrStderr(), "perch: draining; once more to stop at once")

@@ -51,6 +51,7 @@ func (f *fakeServer) Run(ctx context.Context) error {
 	case <-f.ends:
 	case <-drained:
 	case <-f.abort:
+		return perch.ErrAborted
 	}
 	return f.err
 }
@@ -151,7 +152,8 @@ func TestGreet(t *testing.T) {
 		{"only keys that verify", func(o *perch.Options) { o.Auth.JWKSURL = "http://127.0.0.1:1/" }, loop, "",
 			[]string{"No token to show:\n  issue token: auth: no key to sign with"}, nil, false},
 		{"a key and a file", func(o *perch.Options) { o.API.Key = "very-secret" }, loop, "my perch.yaml",
-			[]string{"X-API-Key: $PERCH_API_KEY", "--config 'my perch.yaml'"}, []string{"very-secret", "api_key"}, true},
+			[]string{"X-API-Key: $PERCH_API_KEY", "--config 'my perch.yaml'"}, []string{"very-secret", "api_key"}, false},
+		{"dev with a file", func(o *perch.Options) { *o = o.WithDev() }, loop, "perch.yaml", nil, nil, true},
 		{"another path", func(o *perch.Options) { o.WebSocket.Path = "/ws" }, loop, "", []string{"ws://127.0.0.1:8000/ws"}, nil, true},
 	}
 	for _, tt := range tests {

@@ -2,7 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +48,9 @@ func tokenCommand(environ []string) *cobra.Command {
 			return err
 		}
 		req.TTL, req.Info = ttl, []byte(info)
+		if _, err := os.Stat(opts.DataDir); errors.Is(err, fs.ErrNotExist) && opts.Auth.HMACSecret == "" && len(opts.Auth.Keys) == 0 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "perch: there is no %s yet: a signing key is made there, and only a server with that data_dir takes the token\n", opts.DataDir)
+		}
 		token, err := perch.IssueToken(opts, req)
 		if err != nil {
 			return err
