@@ -213,18 +213,23 @@ func TestToken(t *testing.T) {
 		env  []string
 		args []string
 		life float64
+		made string // the directory that is made for it, and told
 	}{
-		{"own key", nil, nil, 3600},
-		{"another directory", nil, []string{"--data-dir", "keys"}, 3600},
-		{"hmac", []string{secret}, []string{"--ttl", "2m"}, 120},
-		{"a life of the configuration", []string{secret, "PERCH_AUTH_TOKEN_TTL=10m"}, nil, 600},
+		{"own key", nil, nil, 3600, "perch-data"},
+		{"another directory", nil, []string{"--data-dir", "keys"}, 3600, "keys"},
+		{"hmac", []string{secret}, []string{"--ttl", "2m"}, 120, ""},
+		{"a life of the configuration", []string{secret, "PERCH_AUTH_TOKEN_TTL=10m"}, nil, 600, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			args := append([]string{"token", "--sub", "alice", "--channels", "a,b", "--info", `{"n":1}`}, tt.args...)
 			got := perchIn(t, dir, tt.env, args...)
-			if got.code != 0 || got.stderr != "" || strings.Count(got.stdout, "\n") != 1 {
+			note := ""
+			if tt.made != "" {
+				note = "perch: " + tt.made + " was made, with a signing key: only a server with that data_dir takes the token\n"
+			}
+			if got.code != 0 || got.stderr != note || strings.Count(got.stdout, "\n") != 1 {
 				t.Fatalf("got %+v", got)
 			}
 			c := claimsOf(t, got.stdout)

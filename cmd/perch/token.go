@@ -48,12 +48,14 @@ func tokenCommand(environ []string) *cobra.Command {
 			return err
 		}
 		req.TTL, req.Info = ttl, []byte(info)
-		if _, err := os.Stat(opts.DataDir); errors.Is(err, fs.ErrNotExist) && opts.Auth.HMACSecret == "" && len(opts.Auth.Keys) == 0 {
-			fmt.Fprintf(cmd.ErrOrStderr(), "perch: there is no %s yet: a signing key is made there, and only a server with that data_dir takes the token\n", opts.DataDir)
-		}
+		_, err = os.Stat(opts.DataDir)
+		fresh := errors.Is(err, fs.ErrNotExist)
 		token, err := perch.IssueToken(opts, req)
 		if err != nil {
 			return err
+		}
+		if _, err := os.Stat(opts.DataDir); fresh && err == nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "perch: %s was made, with a signing key: only a server with that data_dir takes the token\n", opts.DataDir)
 		}
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), token)
 		return err
