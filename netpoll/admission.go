@@ -1,6 +1,7 @@
 package netpoll
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -101,6 +102,20 @@ func (a *admission) leave(addr net.Addr) {
 	if sh.count[s]--; sh.count[s] <= 0 {
 		delete(sh.count, s)
 	}
+}
+
+// tellEvery is how often refused connections are logged at the most: an
+// operator must hear of it, and a flood must not fill the log.
+const tellEvery = 10 * time.Second
+
+// tellRefused logs that connections are refused, now and then. Safe from any
+// goroutine.
+func (s *Server) tellRefused(why string) {
+	now, last := time.Now().UnixNano(), s.told.Load()
+	if now-last < int64(tellEvery) || s.draining.Load() || !s.told.CompareAndSwap(last, now) {
+		return
+	}
+	s.log.Warn("connections are refused", slog.String("reason", why), slog.Int64("open", s.open.Load()))
 }
 
 // spend takes a token from the bucket, which holds a second's worth.

@@ -2,10 +2,13 @@ package netpoll
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 )
@@ -107,3 +110,29 @@ func TestHandshakeRate(t *testing.T) {
 		t.Errorf("%d of 5 at once were refused", refused)
 	}
 }
+
+// However many are refused, the log says so once in a while.
+func TestRefusalsAreTold(t *testing.T) {
+	var log bytes.Buffer
+	var mu sync.Mutex
+	_, addr := start(t, func(o *Options) {
+		o.ConnectionRate = 1
+		o.Logger = slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return log.Write(p)
+		}), nil))
+	})
+	for range 6 {
+		answer(t, addr)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if n := bytes.Count(log.Bytes(), []byte("connections are refused")); n != 1 {
+		t.Errorf("told %d times: %s", n, log.Bytes())
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

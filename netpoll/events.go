@@ -48,6 +48,7 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	if n > int64(s.opts.HardConnections) {
 		s.open.Add(-1)
 		s.refused.Add(1)
+		s.tellRefused("connection limit")
 		return nil, gnet.Close
 	}
 	l := s.loopOf(socket.EventLoop())

@@ -251,6 +251,7 @@ func (c *conn) overload() {
 	case overRate:
 		text = "too many connections at once"
 	}
+	c.loop.server.tellRefused(text)
 	c.refuseHead(OutcomeOverload, status, text, "Retry-After: "+strconv.FormatUint(after, 10)+"\r\n")
 }
 

@@ -46,6 +46,7 @@ type Server struct {
 	httpRefused atomic.Uint64
 	refused     atomic.Uint64 // closed at the hard cap
 	draining    atomic.Bool
+	told        atomic.Int64 // when refused connections were logged last, in Unix nanoseconds
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
