@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -57,9 +58,7 @@ func TestPoolKeepsAnIdleWorkerBusyFirst(t *testing.T) {
 		done := make(chan struct{})
 		p.Submit(1, func() { close(done) })
 		<-done
-		for p.Stats().Idle == 0 {
-			time.Sleep(10 * time.Microsecond)
-		}
+		waitFor(t, func() bool { return p.Stats().Idle > 0 })
 	}
 	if s := p.Stats(); s.Workers != 1 {
 		t.Errorf("one job at a time made %d workers", s.Workers)
@@ -105,7 +104,9 @@ func TestPoolOrderOfALane(t *testing.T) {
 	}
 }
 
-func TestPoolLanes(t *testing.T) {
+func TestPoolLanes(t *testing.T) { synctest.Test(t, poolLanes) }
+
+func poolLanes(t *testing.T) {
 	p := NewPool(PoolOptions{Workers: 8, QueueBytes: 4000})
 	gate := make(chan struct{})
 	var a, b atomic.Int32
@@ -120,8 +121,7 @@ func TestPoolLanes(t *testing.T) {
 	for range 20 {
 		lb.submit(10, func() { b.Add(1); <-gate })
 	}
-	waitFor(t, func() bool { return a.Load()+b.Load() >= 6 })
-	time.Sleep(10 * time.Millisecond)
+	synctest.Wait() // all that may run does, and blocks
 	// Of 8 workers lanes have 7 together and one has 3; one is the server's own.
 	if a.Load() != 3 || b.Load() != 3 {
 		t.Errorf("%d and %d run", a.Load(), b.Load())

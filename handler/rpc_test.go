@@ -128,8 +128,9 @@ func TestOrderUnderThePool(t *testing.T) {
 	r.loop.room = 64 << 20
 	r.c.HandleRPC("some", func(_ context.Context, q RPCRequest) ([]byte, error) {
 		if len(q.Data)%2 == 0 {
-			runtime.Gosched()
-			time.Sleep(time.Duration(len(q.Data)) * 10 * time.Microsecond)
+			for range 10 * len(q.Data) {
+				runtime.Gosched() // the longer the slower
+			}
 		}
 		return q.Data, nil
 	})

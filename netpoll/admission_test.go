@@ -87,9 +87,7 @@ func TestAddressCap(t *testing.T) {
 	}
 	_ = a.Close()
 	_ = b.Close()
-	for s.Stats().Open > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the others don't go", func() bool { return s.Stats().Open == 0 })
 	if got := answer(t, addr); got != http.StatusSwitchingProtocols {
 		t.Errorf("after the others have gone: %d", got)
 	}

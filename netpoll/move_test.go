@@ -62,9 +62,7 @@ func TestMoveMidFrame(t *testing.T) {
 		if _, err := c.Write(append(append([]byte(nil), first...), last[:cut]...)); err != nil {
 			t.Fatal(err)
 		}
-		for a.Stats().BytesIn < before+uint64(len(first)+cut) {
-			time.Sleep(time.Millisecond)
-		}
+		eventually(t, "the bytes don't arrive", func() bool { return a.Stats().BytesIn >= before+uint64(len(first)+cut) })
 		m := export(t, a, id)
 		if m.err != nil {
 			t.Fatal(m.err)
@@ -107,9 +105,10 @@ func TestMovePending(t *testing.T) {
 			}
 		}
 	}()
-	for st := a.Stats(); st.MessagesIn < n || st.PendingBytes == 0; st = a.Stats() {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "nothing is pending", func() bool {
+		st := a.Stats()
+		return st.MessagesIn == n && st.PendingBytes > 0
+	})
 	m := export(t, a, id)
 	if m.err != nil || len(m.state.Pending) == 0 {
 		t.Fatalf("pending %d, %v", len(m.state.Pending), m.err)

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"perch/session"
 )
@@ -152,10 +151,12 @@ func TestEncoderError(t *testing.T) {
 
 // Loops that need a frame at the same moment make it once.
 func TestFrameIsMadeOnce(t *testing.T) {
+	const callers = 8
 	var calls atomic.Int32
+	var arrived sync.WaitGroup
 	slow := func(_ string, p *Publication) ([]byte, error) {
 		calls.Add(1)
-		time.Sleep(time.Millisecond) // the others come meanwhile
+		arrived.Wait() // the others have come meanwhile
 		return p.Data, nil
 	}
 	topics := newTopics(t, Options{Encoders: Encoders{session.EncodingJSON: slow}})
@@ -163,8 +164,10 @@ func TestFrameIsMadeOnce(t *testing.T) {
 		calls.Store(0)
 		d := &delivery{Delivery: Delivery{Publication: &Publication{Data: []byte("1")}}, topics: topics}
 		var loops sync.WaitGroup
-		for range 8 {
+		arrived.Add(callers)
+		for range callers {
 			loops.Go(func() {
+				arrived.Done()
 				if got := d.frame(session.EncodingJSON); string(got) != "1" {
 					t.Errorf("frame %q", got)
 				}
