@@ -55,11 +55,72 @@ func settle(ctx context.Context) {
 			continue
 		}
 		wave = false
-		// What stands in a sync.Pool outlives the first collection.
-		runtime.GC()
-		debug.FreeOSMemory()
+		release()
 		metrics.Read(sample)
 		before, settled = sample[0].Value.Uint64(), sample[0].Value.Uint64()
 		last = time.Now()
 	}
+}
+
+const (
+	// releaseLeft is how much free memory the runtime may keep, besides a
+	// 32nd of the live heap.
+	releaseLeft = 256 << 10
+	// releaseFill bounds what is allocated to get at it: the memory that comes
+	// back for the moment, 0.2 ms a MiB.
+	releaseFill = 512 << 20
+	// The runtime hands out memory by the page and keeps up to 64 of them for
+	// each P.
+	releasePage  = 8 << 10
+	releasePages = 64
+)
+
+// release gives the free pages of the heap back to the kernel.
+//
+// The runtime has at times marked a chunk of 4 MiB as searched while there are
+// free pages in it that it did not come by, and gives nothing of it back until
+// a page is freed in there: the background scavenger searches downwards from
+// where it was last, and marks the chunk for all (runtime.scavengeIndex). So
+// where much is left, those pages are taken and freed again, while the
+// background scavenger has no reason to wake.
+func release() {
+	sample := []metrics.Sample{
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+	}
+	// What stands in a sync.Pool outlives the first collection.
+	runtime.GC()
+	debug.FreeOSMemory()
+	metrics.Read(sample)
+	free, released, live := sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()
+	if free < releaseLeft+live/32 {
+		return
+	}
+	percent := debug.SetGCPercent(-1)
+	fill(sample[:1], min(free+released, releaseFill))
+	debug.FreeOSMemory()
+	debug.SetGCPercent(percent)
+}
+
+// fill takes all free pages that are resident, and lets go of them. The lowest
+// addresses are given out first, so released ones may go along: n bytes at the
+// most.
+func fill(free []metrics.Sample, n uint64) {
+	type page [releasePage]byte
+	// Each P may keep some pages to itself.
+	kept := uint64(runtime.GOMAXPROCS(0)-1) * releasePages * releasePage
+	taken := make([]*[releasePages]*page, 0, n/(releasePages*releasePage))
+	for len(taken) < cap(taken) {
+		metrics.Read(free)
+		if free[0].Value.Uint64() <= kept {
+			break
+		}
+		pages := new([releasePages]*page)
+		for i := range pages {
+			pages[i] = new(page)
+		}
+		taken = append(taken, pages)
+	}
+	runtime.KeepAlive(taken)
 }
