@@ -67,8 +67,10 @@ const (
 	// 32nd of the live heap.
 	releaseLeft = 256 << 10
 	// releaseFill bounds what is allocated to get at it: the memory that comes
-	// back for the moment, 0.2 ms a MiB.
-	releaseFill = 512 << 20
+	// back for the moment, 0.2 ms a MiB. releaseLive is the live heap from which on
+	// what the runtime overlooks weighs little.
+	releaseFill = 256 << 20
+	releaseLive = 128 << 20
 	// The runtime hands out memory by the page and keeps up to 64 of them for
 	// each P.
 	releasePage  = 8 << 10
@@ -94,11 +96,15 @@ func release() {
 	debug.FreeOSMemory()
 	metrics.Read(sample)
 	free, released, live := sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()
-	if free < releaseLeft+live/32 {
+	if free < releaseLeft+live/32 || live > releaseLive {
 		return
 	}
-	percent := debug.SetGCPercent(-1)
-	fill(sample[:1], min(free+released, releaseFill))
+	// No collection may come while the heap is filled. It is not turned off for
+	// that: a goal of above 1 GiB makes the runtime put its own tables on huge
+	// pages, for good.
+	n := min(free+released, releaseFill)
+	percent := debug.SetGCPercent(100 + int(200*n/max(live, 1<<20)))
+	fill(sample[:1], n)
 	debug.FreeOSMemory()
 	debug.SetGCPercent(percent)
 }

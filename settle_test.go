@@ -15,6 +15,7 @@ func TestRelease(t *testing.T) {
 	sample := []metrics.Sample{
 		{Name: "/memory/classes/heap/free:bytes"},
 		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"},
 	}
 	live := make([][]byte, 90000)
 	for i := range live {
@@ -33,7 +34,11 @@ func TestRelease(t *testing.T) {
 		wg.Wait()
 		release()
 		metrics.Read(sample)
-		if free, most := sample[0].Value.Uint64(), releaseLeft+sample[1].Value.Uint64()/32; free > most {
+		free, live, released := sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()
+		if released > releaseFill {
+			continue // a starved collector let the heap grow beyond what is filled
+		}
+		if most := releaseLeft + live/32; free > most {
 			t.Errorf("burst %d: %d KiB free and not released, at most %d allowed", round, free>>10, most>>10)
 		}
 	}
