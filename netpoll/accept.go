@@ -64,7 +64,7 @@ func (c *conn) readFirst() {
 	if l.first == nil {
 		l.first = make([]byte, firstBytes)
 	}
-	if n, err := unix.Read(int(c.fd), l.first); err == nil && n > 0 {
+	if n, err := readNow(int(c.fd), l.first); err == nil && n > 0 {
 		c.traffic(l.first[:n])
 		l.flushDirty()
 	}

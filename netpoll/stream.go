@@ -28,7 +28,7 @@ var errBlocked = errors.New("netpoll: write would block")
 func (c *conn) send(b []byte) (int, error) {
 	sent := 0
 	for sent < len(b) {
-		n, err := unix.Write(int(c.fd), b[sent:])
+		n, err := writeNow(int(c.fd), b[sent:])
 		c.loop.stats.Writes.Add(1)
 		if n > 0 {
 			sent += n
