@@ -1,0 +1,169 @@
+package bench
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+	"github.com/gobwas/ws/wsutil"
+)
+
+// slowServer echoes, and does it as late as it is told.
+type slowServer struct {
+	l    net.Listener
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	open []net.Conn
+	// delay is waited before each answer; stall says how long from now everybody
+	// waits.
+	delay time.Duration
+	stall func() time.Duration
+}
+
+func startSlow(t *testing.T, delay time.Duration, stall func() time.Duration) *slowServer {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &slowServer{l: l, delay: delay, stall: stall}
+	s.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.open = append(s.open, c)
+			s.mu.Unlock()
+			s.wg.Go(func() { s.serve(c) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		s.mu.Lock()
+		for _, c := range s.open {
+			c.Close()
+		}
+		s.mu.Unlock()
+		s.wg.Wait()
+	})
+	return s
+}
+
+// serve answers in order, each message delay after it came.
+func (s *slowServer) serve(c net.Conn) {
+	defer c.Close()
+	if _, err := ws.Upgrade(c); err != nil {
+		return
+	}
+	type answer struct {
+		at time.Time
+		p  []byte
+	}
+	answers := make(chan answer, 10000)
+	s.wg.Go(func() {
+		for a := range answers {
+			time.Sleep(time.Until(a.at)) // the delay that the bench must report
+			if err := wsutil.WriteServerText(c, a.p); err != nil {
+				c.Close()
+			}
+		}
+	})
+	defer close(answers)
+	for {
+		p, err := wsutil.ReadClientText(c)
+		if err != nil {
+			return
+		}
+		if s.stall != nil {
+			time.Sleep(s.stall())
+		}
+		answers <- answer{time.Now().Add(s.delay), p}
+	}
+}
+
+func (s *slowServer) echo(t *testing.T, o Options) Result {
+	t.Helper()
+	o.Scenario, o.URL = Echo, "ws://"+s.l.Addr().String()+"/"
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	r, err := Run(ctx, o, Command{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Failed > 0 {
+		t.Fatalf("%d failed, first: %s", r.Failed, r.FirstError)
+	}
+	return r
+}
+
+// TestKnownDelay: a server that takes 50 ms is reported to take 50 ms, in both
+// modes.
+func TestKnownDelay(t *testing.T) {
+	const delay = 50 * time.Millisecond
+	for _, c := range []struct {
+		mode string
+		o    Options
+	}{
+		{OpenLoop, Options{Rate: 400}},
+		{ClosedLoop, Options{}},
+	} {
+		t.Run(c.mode, func(t *testing.T) {
+			s := startSlow(t, delay, nil)
+			c.o.Connections, c.o.Duration, c.o.Warmup = 20, time.Second, 200*time.Millisecond
+			r := s.echo(t, c.o)
+			if r.Mode != c.mode {
+				t.Errorf("mode %q, want %q", r.Mode, c.mode)
+			}
+			if r.Latency == nil || r.Latency.Min < delay {
+				t.Fatalf("latency %+v: below the server's own delay", r.Latency)
+			}
+			if p50 := r.percentile(50); p50 > 2*delay {
+				t.Errorf("p50 is %s, the server's delay %s", p50, delay)
+			}
+			if c.mode == ClosedLoop && (r.Rate < 100 || r.Rate > 420) {
+				t.Errorf("%.0f messages/s, at most 400 can be of 20 connections that wait %s each", r.Rate, delay)
+			}
+		})
+	}
+}
+
+// TestCoordinatedOmission: a server that stands still for a second out of two
+// and a half has made every message late that was due meanwhile, by half a
+// second on average: a generator that waits with it would report one late
+// message a connection.
+func TestCoordinatedOmission(t *testing.T) {
+	const (
+		stall    = time.Second
+		duration = 2500 * time.Millisecond
+		rate     = 1000
+	)
+	var once sync.Once
+	var until time.Time
+	begin := time.Now().Add(700 * time.Millisecond)
+	s := startSlow(t, 0, func() time.Duration {
+		if time.Now().Before(begin) {
+			return 0
+		}
+		once.Do(func() { until = time.Now().Add(stall) })
+		return time.Until(until)
+	})
+	r := s.echo(t, Options{Rate: rate, Connections: 10, Duration: duration, Warmup: 200 * time.Millisecond})
+	if want := rate * duration.Seconds(); float64(r.Count) < 0.9*want {
+		t.Errorf("%d messages counted, %.0f were due", r.Count, want)
+	}
+	if r.Latency.Max < 9*stall/10 {
+		t.Errorf("the longest took %s, the server stood still for %s", r.Latency.Max, stall)
+	}
+	// Due in the stall: 40 % of all, evenly late.
+	if p75 := r.percentile(75); p75 < stall/4 {
+		t.Errorf("p75 is %s; two of five messages were due while the server stood still for %s", p75, stall)
+	}
+	if p90 := r.percentile(90); p90 < stall/2 {
+		t.Errorf("p90 is %s after a stall of %s", p90, stall)
+	}
+}

@@ -1,0 +1,211 @@
+package bench
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// A latency is kept in nanoseconds, from a microsecond to ten minutes, with
+// two significant digits for each second of the run and three for the whole.
+const (
+	latencyLeast = int64(time.Microsecond)
+	latencyMost  = int64(10 * time.Minute)
+	digitsSecond = 2
+	digitsWhole  = 3
+)
+
+// lateAfter is what a message may leave after it was due before that counts as
+// the generator's own delay.
+const lateAfter = int64(time.Millisecond)
+
+func newHistogram(digits int) *hdrhistogram.Histogram {
+	return hdrhistogram.New(latencyLeast, latencyMost, digits)
+}
+
+func record(h *hdrhistogram.Histogram, ns int64) {
+	// Out of bounds can't happen between them.
+	_ = h.RecordValue(min(max(ns, latencyLeast), latencyMost))
+}
+
+// meter is what one generator counts. Of what is before start it counts the
+// failures alone.
+type meter struct {
+	started int64 // 0: not yet
+	count   int64
+	failed  int64
+	late    int64
+	pings   int64  // of the server, answered; of both kinds
+	first   string // error
+	whole   *hdrhistogram.Histogram
+	second  *hdrhistogram.Histogram
+	seconds []second
+	current second
+	next    int64 // when the current second ends
+}
+
+// second is what one second brought to one generator.
+type second struct {
+	Connections int    `json:"connections"`
+	Count       int64  `json:"count"`
+	Latency     []byte `json:"latency,omitempty"`
+}
+
+func newMeter() *meter { return &meter{whole: newHistogram(digitsWhole)} }
+
+func (m *meter) start(t int64) {
+	m.started, m.next = t, t+int64(time.Second)
+	m.count, m.late = 0, 0
+	m.whole.Reset()
+	m.second = newHistogram(digitsSecond)
+	m.seconds, m.current = nil, second{}
+}
+
+func (m *meter) stop() { m.started = 0 }
+
+// add counts a unit without a latency.
+func (m *meter) add(n int64) {
+	if m.started != 0 {
+		m.count += n
+		m.current.Count += n
+	}
+}
+
+// observe counts a unit that was due at one moment and done at another.
+func (m *meter) observe(due, done int64) {
+	// What was due in the warm-up is not counted.
+	if m.started == 0 || due < m.started {
+		return
+	}
+	m.add(1)
+	record(m.whole, done-due)
+	record(m.second, done-due)
+}
+
+// sent says when what was due left.
+func (m *meter) sent(due, t int64) {
+	if m.started != 0 && t-due > lateAfter {
+		m.late++
+	}
+}
+
+// fail counts a failure, also in the warm-up: nothing may be lost in silence.
+func (m *meter) fail(why string) {
+	m.failed++
+	if m.first == "" {
+		m.first = why
+	}
+}
+
+// tick closes the seconds that have passed.
+func (m *meter) tick(t int64, connections int) {
+	for m.started != 0 && t >= m.next {
+		m.next += int64(time.Second)
+		m.current.Connections = connections
+		if m.second.TotalCount() > 0 {
+			// It was made by this library.
+			m.current.Latency, _ = m.second.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+			m.second.Reset()
+		}
+		m.seconds = append(m.seconds, m.current)
+		m.current = second{}
+	}
+}
+
+// shareResult is what one generator brings to the run.
+type shareResult struct {
+	Count      int64         `json:"count"`
+	Failed     int64         `json:"failed"`
+	FirstError string        `json:"first_error,omitempty"`
+	Late       int64         `json:"late"`
+	Latency    []byte        `json:"latency,omitempty"`
+	Seconds    []second      `json:"seconds,omitempty"`
+	CPU        time.Duration `json:"cpu"`
+	Wall       time.Duration `json:"wall"`
+}
+
+func (m *meter) result() (shareResult, error) {
+	r := shareResult{Count: m.count, Failed: m.failed, FirstError: m.first, Late: m.late, Seconds: m.seconds}
+	var err error
+	if m.whole.TotalCount() > 0 {
+		if r.Latency, err = m.whole.Encode(hdrhistogram.V2CompressedEncodingCookieBase); err != nil {
+			return r, fmt.Errorf("bench: histogram: %w", err)
+		}
+	}
+	return r, nil
+}
+
+var percentiles = []float64{50, 75, 90, 95, 99, 99.9, 99.99}
+
+// merge puts the shares of a run together into r.
+func (r *Result) merge(shares []shareResult) error {
+	whole := newHistogram(digitsWhole)
+	type sum struct {
+		connections int
+		count       int64
+		latency     *hdrhistogram.Histogram
+	}
+	var seconds []sum
+	r.Generator.Processes = len(shares)
+	for _, s := range shares {
+		r.Count += s.Count
+		r.Failed += s.Failed
+		r.Generator.Late += s.Late
+		def(&r.FirstError, s.FirstError)
+		r.Generator.CPU += s.CPU
+		if s.Wall > 0 {
+			r.Generator.Busy = max(r.Generator.Busy, float64(s.CPU)/float64(s.Wall))
+		}
+		if err := mergeInto(whole, s.Latency); err != nil {
+			return err
+		}
+		for i, sec := range s.Seconds {
+			if i == len(seconds) {
+				seconds = append(seconds, sum{latency: newHistogram(digitsSecond)})
+			}
+			seconds[i].connections += sec.Connections
+			seconds[i].count += sec.Count
+			if err := mergeInto(seconds[i].latency, sec.Latency); err != nil {
+				return err
+			}
+		}
+	}
+	for i, s := range seconds {
+		p := Point{At: time.Duration(i+1) * time.Second, Connections: s.connections, Rate: float64(s.count)}
+		if s.latency.TotalCount() > 0 {
+			p.P50 = time.Duration(s.latency.ValueAtPercentile(50))
+			p.P99 = time.Duration(s.latency.ValueAtPercentile(99))
+		}
+		r.Series = append(r.Series, p)
+	}
+	if r.Duration > 0 {
+		r.Rate = float64(r.Count) / r.Duration.Seconds()
+	}
+	if whole.TotalCount() == 0 {
+		return nil
+	}
+	encoded, err := whole.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	if err != nil {
+		return fmt.Errorf("bench: histogram: %w", err)
+	}
+	l := &Latency{Count: whole.TotalCount(), Mean: time.Duration(whole.Mean()), Min: time.Duration(whole.Min()),
+		Max: time.Duration(whole.Max()), Histogram: string(encoded)}
+	for _, p := range percentiles {
+		l.Percentiles = append(l.Percentiles, Percentile{p, time.Duration(whole.ValueAtPercentile(p))})
+	}
+	r.Latency = l
+	return nil
+}
+
+func mergeInto(h *hdrhistogram.Histogram, encoded []byte) error {
+	if len(encoded) == 0 {
+		return nil
+	}
+	o, err := hdrhistogram.Decode(encoded)
+	if err != nil {
+		return fmt.Errorf("bench: histogram: %w", err)
+	}
+	h.Merge(o)
+	return nil
+}
