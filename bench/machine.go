@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"perch/internal/proc"
 )
 
 // ThisMachine describes where this process runs, as far as the kernel tells.
@@ -20,7 +22,7 @@ func ThisMachine() Machine {
 		}
 	}
 	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
-		m.Memory, _ = field(string(b), "MemTotal:")
+		m.Memory, _ = proc.KiB(string(b), "MemTotal:")
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {

@@ -2,16 +2,15 @@ package bench
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"perch/internal/proc"
 )
 
 // sample is what a server's process has used so far.
@@ -40,10 +39,10 @@ func (s server) sample() (sample, error) {
 	r := sample{at: now()}
 	var err error
 	if s.pid > 0 {
-		if r.rss, err = rssAnon(s.pid); err != nil {
+		if r.rss, err = proc.RssAnon(s.pid); err != nil {
 			return r, fmt.Errorf("bench: the server's memory: %w", err)
 		}
-		if r.cpu, err = cpuTime(s.pid); err != nil {
+		if r.cpu, err = proc.CPU(s.pid); err != nil {
 			return r, fmt.Errorf("bench: the server's CPU: %w", err)
 		}
 	}
@@ -72,58 +71,6 @@ func usage(before, begin, end, after sample, s server, units int64, connections 
 		u.PerConnection = float64(after.rss-before.rss) / float64(connections)
 	}
 	return u
-}
-
-func rssAnon(pid int) (int64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	return field(string(b), "RssAnon:")
-}
-
-// field reads a line of the form "name  123 kB".
-func field(text, name string) (int64, error) {
-	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, name); ok {
-			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			return kb << 10, err
-		}
-	}
-	return 0, fmt.Errorf("%s is missing", strings.TrimSuffix(name, ":"))
-}
-
-// cpuTime is the time that the process's threads ran, from the scheduler's
-// accounting: in nanoseconds, where /proc/PID/stat counts ticks of 10 ms.
-// Threads that have ended are missing.
-func cpuTime(pid int) (time.Duration, error) {
-	dir := fmt.Sprintf("/proc/%d/task", pid)
-	tasks, err := os.ReadDir(dir)
-	if err != nil {
-		return 0, err
-	}
-	var sum time.Duration
-	read := 0
-	for _, t := range tasks {
-		b, err := os.ReadFile(filepath.Join(dir, t.Name(), "schedstat"))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		ran, _, _ := bytes.Cut(b, []byte(" "))
-		ns, err := strconv.ParseInt(string(ran), 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(ns)
-		read++
-	}
-	if read == 0 {
-		return 0, errors.New("no thread has a schedstat: the process has ended, or the kernel keeps none")
-	}
-	return sum, nil
 }
 
 // kernelSockets is the memory of the kernel's TCP buffers, in bytes.

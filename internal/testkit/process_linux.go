@@ -1,7 +1,6 @@
 package testkit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,11 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"perch/internal/proc"
 )
 
 // FreeAddr is an address of 127.0.0.1 whose port was free a moment ago.
@@ -205,49 +205,11 @@ func (p *Process) pause(ctx context.Context) error {
 	}
 }
 
-// RssAnon is the process's own memory in RAM, in bytes: heap, stacks and the
-// runtime's tables, without the pages of files.
-func (p *Process) RssAnon() (int64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			return kb << 10, err
-		}
-	}
-	return 0, errors.New("testkit: no RssAnon in /proc/PID/status")
-}
+// RssAnon is the process's own memory in RAM, in bytes.
+func (p *Process) RssAnon() (int64, error) { return proc.RssAnon(p.PID()) }
 
-// CPU is the time that the process's threads ran, user and system. It is read
-// from schedstat, in nanoseconds, where /proc/PID/stat counts in ticks of 10
-// ms; threads that have ended are missing, which Go's seldom do.
-func (p *Process) CPU() (time.Duration, error) {
-	dir := fmt.Sprintf("/proc/%d/task", p.PID())
-	tasks, err := os.ReadDir(dir)
-	if err != nil {
-		return 0, err
-	}
-	var sum time.Duration
-	for _, task := range tasks {
-		b, err := os.ReadFile(filepath.Join(dir, task.Name(), "schedstat"))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		ran, _, _ := bytes.Cut(b, []byte(" "))
-		ns, err := strconv.ParseInt(string(ran), 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("testkit: schedstat: %w", err)
-		}
-		sum += time.Duration(ns)
-	}
-	return sum, nil
-}
+// CPU is the time that the process's threads ran, user and system.
+func (p *Process) CPU() (time.Duration, error) { return proc.CPU(p.PID()) }
 
 // tail keeps the last bytes written to it.
 type tail struct {
