@@ -126,7 +126,7 @@ func newReportRow(rounds []*Result) reportRow {
 	if row.Server == "" {
 		row.Server = noValue
 	}
-	row.Unit, row.FirstError = printable(row.Unit), ""
+	row.Mode, row.Unit, row.FirstError = printable(row.Mode), printable(row.Unit), ""
 	row.Failed, row.Notes = 0, nil
 	row.Rate = medianOf(rounds, func(r *Result) float64 { return r.Rate })
 	row.Count = int64(medianOf(rounds, func(r *Result) float64 { return float64(r.Count) }))

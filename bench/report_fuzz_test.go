@@ -70,7 +70,7 @@ func checkForms(t *testing.T, r *Report) {
 		t.Fatal(err)
 	}
 	if bytes.ContainsAny(text.Bytes(), "\x1b\x07\r") {
-		t.Error("a control character came through")
+		t.Errorf("a control character came through: %q", text.Bytes())
 	}
 	if err := r.WriteCSV(&sheet); err != nil {
 		t.Fatal(err)
