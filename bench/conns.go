@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perch/internal/frame"
 )
 
 // events is what a scenario hears of its connections. Everything happens on
@@ -303,7 +305,7 @@ func (c *conns) input(i int, generation uint32, b []byte, at int64) {
 		c.on.upgraded(i)
 	}
 	for c.all[i].state == stateOpen && c.generation[i] == generation {
-		opcode, payload, size := parseFrame(b)
+		opcode, payload, size := frame.Next(b)
 		if size == 0 {
 			switch p := &c.all[i]; {
 			case len(b) == 0:

@@ -18,8 +18,6 @@ const (
 	maskBit = 0x80
 )
 
-const maxHeader = 14
-
 // mask is the key of every frame: a random one costs the generator time, and
 // the server unmasks with this one as with any other.
 var mask = [4]byte{0x37, 0xfa, 0x21, 0x3d}
@@ -42,29 +40,4 @@ func appendFrame(dst []byte, opcode byte, payload []byte) []byte {
 		dst[at+i] ^= mask[i&3]
 	}
 	return dst
-}
-
-// parseFrame takes the first frame of a server from p; size 0: it is not
-// complete. payload points into p.
-func parseFrame(p []byte) (opcode byte, payload []byte, size int) {
-	if len(p) < 2 {
-		return 0, nil, 0
-	}
-	n, at := uint64(p[1]&0x7f), 2
-	switch n {
-	case 126:
-		if len(p) < 4 {
-			return 0, nil, 0
-		}
-		n, at = uint64(binary.BigEndian.Uint16(p[2:])), 4
-	case 127:
-		if len(p) < 10 {
-			return 0, nil, 0
-		}
-		n, at = binary.BigEndian.Uint64(p[2:]), 10
-	}
-	if n > uint64(len(p)-at) {
-		return 0, nil, 0
-	}
-	return p[0] & 0x0f, p[at : at+int(n)], at + int(n)
 }

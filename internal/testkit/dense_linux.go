@@ -3,7 +3,6 @@ package testkit
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perch/internal/frame"
 )
 
 // DenseOptions configure a Dense.
@@ -330,7 +331,7 @@ func (d *Dense) read(i int, c *denseConn) {
 		}
 	}
 	for c.state != denseGone {
-		opcode, payload, size := serverFrame(rest)
+		opcode, payload, size := frame.Next(rest)
 		if size == 0 {
 			break
 		}
@@ -376,30 +377,6 @@ func (d *Dense) ready(c *denseConn) {
 	c.state = denseReady
 	d.under--
 	d.stats.Ready++
-}
-
-// serverFrame takes the first frame from p; size 0: it is not complete.
-func serverFrame(p []byte) (opcode byte, payload []byte, size int) {
-	if len(p) < 2 {
-		return 0, nil, 0
-	}
-	n, at := uint64(p[1]&0x7f), 2
-	switch n {
-	case 126:
-		if len(p) < 4 {
-			return 0, nil, 0
-		}
-		n, at = uint64(binary.BigEndian.Uint16(p[2:])), 4
-	case 127:
-		if len(p) < 10 {
-			return 0, nil, 0
-		}
-		n, at = binary.BigEndian.Uint64(p[2:]), 10
-	}
-	if n > uint64(len(p)-at) {
-		return 0, nil, 0
-	}
-	return p[0] & 0x0f, p[at : at+int(n)], at + int(n)
 }
 
 func (d *Dense) frame(i int, c *denseConn, opcode byte, payload []byte) {
