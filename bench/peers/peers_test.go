@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -98,14 +99,21 @@ func start(t *testing.T, name string, flags ...string) string {
 			}
 		}
 	})
-	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for late := time.After(patience); ; {
 		c, err := net.Dial("tcp4", addr)
 		if err == nil {
 			_ = c.Close()
 			return addr
 		}
-		if time.Now().After(end) {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("%s ended: %v", name, err)
+		case <-late:
 			t.Fatalf("%s does not listen: %v", name, err)
+		case <-again.C:
 		}
 	}
 }
@@ -247,22 +255,39 @@ func TestPipelined(t *testing.T) {
 	})
 }
 
+// standstill is how long a write that makes no headway waits for a server that
+// has stopped reading.
+const standstill = 100 * time.Millisecond
+
 // Far more than a read buffer and than the socket buffers hold, by a peer that
 // reads only after some time.
 func TestFlood(t *testing.T) {
 	each(t, servers, nil, func(t *testing.T, addr string) {
 		c := dial(t, addr, "/echo")
 		const n = 20000
+		var all []byte
+		for i := range n {
+			all = append(all, frame(2, message(i))...)
+		}
+		// Nothing is read until the server takes no more, or has it all.
+		raw := c.NetConn()
+		for len(all) > 0 {
+			_ = raw.SetWriteDeadline(time.Now().Add(standstill))
+			k, err := raw.Write(all[:min(len(all), 64<<10)])
+			all = all[k:]
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = raw.SetWriteDeadline(time.Now().Add(patience))
 		failed := make(chan error, 1)
 		go func() {
-			var all []byte
-			for i := range n {
-				all = append(all, frame(2, message(i))...)
-			}
-			_, err := c.NetConn().Write(all)
+			_, err := raw.Write(all)
 			failed <- err
 		}()
-		time.Sleep(200 * time.Millisecond)
 		for i := range n {
 			expect(t, c, websocket.BinaryMessage, message(i))
 		}
@@ -285,8 +310,48 @@ func split(t *testing.T, c net.Conn, p []byte, at int) {
 		if _, err := c.Write(piece); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Millisecond)
+		consumed(t, c)
 	}
+}
+
+// consumed waits until the server has read all that c has sent: the kernel's
+// table shows nothing on its way from our end, and nothing unread at the
+// other.
+func consumed(t *testing.T, c net.Conn) {
+	t.Helper()
+	ours, theirs := inTable(c.LocalAddr()), inTable(c.RemoteAddr())
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		table, err := os.ReadFile("/proc/net/tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sent, read bool
+		for line := range strings.Lines(string(table)) {
+			f := strings.Fields(line) // number, local, remote, state, tx_queue:rx_queue
+			if len(f) < 5 {
+				continue
+			}
+			unsent, unread, _ := strings.Cut(f[4], ":")
+			switch {
+			case f[1] == ours && f[2] == theirs:
+				sent = unsent == "00000000"
+			case f[1] == theirs && f[2] == ours:
+				read = unread == "00000000"
+			}
+		}
+		if sent && read {
+			return
+		}
+		runtime.Gosched()
+	}
+	t.Fatal("the server does not read")
+}
+
+// inTable is an address as /proc/net/tcp has it.
+func inTable(a net.Addr) string {
+	p := a.(*net.TCPAddr).AddrPort()
+	ip := p.Addr().Unmap().As4()
+	return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip[:]), p.Port())
 }
 
 func TestCut(t *testing.T) {
