@@ -3,7 +3,9 @@ package bench
 import (
 	"context"
 	"net"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,19 +19,25 @@ type slowServer struct {
 	wg   sync.WaitGroup
 	mu   sync.Mutex
 	open []net.Conn
-	// delay is waited before each answer; stall says how long from now everybody
-	// waits.
+	// delay goes by before each answer.
 	delay time.Duration
-	stall func() time.Duration
+	// After stallAt messages, 0 for never, nobody is read from until stall is over.
+	stallAt int64
+	stall   time.Duration
+	read    atomic.Int64
+	stalled chan struct{} // closed when the stall is over
+	// Each swallow'th message gets no answer; 0: all get one.
+	swallow int64
+	ended   chan struct{}
 }
 
-func startSlow(t *testing.T, delay time.Duration, stall func() time.Duration) *slowServer {
+func startSlow(t *testing.T, s *slowServer) *slowServer {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &slowServer{l: l, delay: delay, stall: stall}
+	s.l, s.stalled, s.ended = l, make(chan struct{}), make(chan struct{})
 	s.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -44,6 +52,7 @@ func startSlow(t *testing.T, delay time.Duration, stall func() time.Duration) *s
 	})
 	t.Cleanup(func() {
 		l.Close()
+		close(s.ended)
 		s.mu.Lock()
 		for _, c := range s.open {
 			c.Close()
@@ -67,7 +76,10 @@ func (s *slowServer) serve(c net.Conn) {
 	answers := make(chan answer, 10000)
 	s.wg.Go(func() {
 		for a := range answers {
-			time.Sleep(time.Until(a.at)) // the delay that the bench must report
+			select {
+			case <-time.After(time.Until(a.at)):
+			case <-s.ended:
+			}
 			if err := wsutil.WriteServerText(c, a.p); err != nil {
 				c.Close()
 			}
@@ -79,8 +91,18 @@ func (s *slowServer) serve(c net.Conn) {
 		if err != nil {
 			return
 		}
-		if s.stall != nil {
-			time.Sleep(s.stall())
+		n := s.read.Add(1)
+		if n == s.stallAt {
+			time.AfterFunc(s.stall, func() { close(s.stalled) })
+		}
+		if s.stallAt > 0 && n >= s.stallAt {
+			select {
+			case <-s.stalled:
+			case <-s.ended:
+			}
+		}
+		if s.swallow > 0 && n%s.swallow == 0 {
+			continue
 		}
 		answers <- answer{time.Now().Add(s.delay), p}
 	}
@@ -113,7 +135,7 @@ func TestKnownDelay(t *testing.T) {
 		{ClosedLoop, Options{}},
 	} {
 		t.Run(c.mode, func(t *testing.T) {
-			s := startSlow(t, delay, nil)
+			s := startSlow(t, &slowServer{delay: delay})
 			c.o.Connections, c.o.Duration, c.o.Warmup = 20, time.Second, 200*time.Millisecond
 			r := s.echo(t, c.o)
 			if r.Mode != c.mode {
@@ -142,16 +164,7 @@ func TestCoordinatedOmission(t *testing.T) {
 		duration = 2500 * time.Millisecond
 		rate     = 1000
 	)
-	var once sync.Once
-	var until time.Time
-	begin := time.Now().Add(700 * time.Millisecond)
-	s := startSlow(t, 0, func() time.Duration {
-		if time.Now().Before(begin) {
-			return 0
-		}
-		once.Do(func() { until = time.Now().Add(stall) })
-		return time.Until(until)
-	})
+	s := startSlow(t, &slowServer{stallAt: rate / 2, stall: stall})
 	r := s.echo(t, Options{Rate: rate, Connections: 10, Duration: duration, Warmup: 200 * time.Millisecond})
 	if want := rate * duration.Seconds(); float64(r.Count) < 0.9*want {
 		t.Errorf("%d messages counted, %.0f were due", r.Count, want)
@@ -165,5 +178,38 @@ func TestCoordinatedOmission(t *testing.T) {
 	}
 	if p90 := r.percentile(90); p90 < stall/2 {
 		t.Errorf("p90 is %s after a stall of %s", p90, stall)
+	}
+}
+
+// TestMissingDeliveries: a server that drops every tenth message is told to
+// have failed by as many.
+func TestMissingDeliveries(t *testing.T) {
+	s := startSlow(t, &slowServer{swallow: 10})
+	// With one connection an echo is a delivery to all.
+	o, err := Options{Scenario: Fanout, URL: "ws://" + s.l.Addr().String() + "/", Connections: 1, Rate: 200,
+		Duration: time.Second, Warmup: 200 * time.Millisecond}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	coordinator := &run{o: o, see: silent{}}
+	g, err := newGenerator(t.Context(), o, 0, coordinator.phase)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.answerLimit = 500 * time.Millisecond
+	share, err := g.run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := coordinator.finish([]shareResult{share})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := r.Count + r.Failed
+	if all < 150 || r.Failed < all/10-1 || r.Failed > all/10+1 {
+		t.Errorf("%d delivered, %d failed", r.Count, r.Failed)
+	}
+	if !strings.Contains(r.FirstError, "are missing") {
+		t.Errorf("the first failure: %q", r.FirstError)
 	}
 }

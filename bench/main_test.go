@@ -185,10 +185,11 @@ func upgrade(c net.Conn, r *bufio.Reader) error {
 type echoServer struct {
 	addr              net.Addr
 	accepted, answers atomic.Int64
+	answered          chan struct{} // closed by the first answer
 }
 
 func newEchoServer(t *testing.T) *echoServer {
-	s := &echoServer{}
+	s := &echoServer{answered: make(chan struct{})}
 	s.addr = scripted(t, func(_ int, c *net.TCPConn, r *bufio.Reader) {
 		if upgrade(c, r) != nil {
 			return
@@ -199,7 +200,9 @@ func newEchoServer(t *testing.T) *echoServer {
 			if err != nil {
 				return
 			}
-			s.answers.Add(1)
+			if s.answers.Add(1) == 1 {
+				close(s.answered)
+			}
 			if _, err := c.Write(serverFrame(finBit|opcode, p)); err != nil {
 				return
 			}

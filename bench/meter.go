@@ -36,6 +36,7 @@ type meter struct {
 	count   int64
 	failed  int64
 	late    int64
+	owed    int64  // publications made in the measured part
 	pings   int64  // of the server, answered; of both kinds
 	first   string // error
 	whole   *hdrhistogram.Histogram
@@ -56,7 +57,7 @@ func newMeter() *meter { return &meter{whole: newHistogram(digitsWhole)} }
 
 func (m *meter) start(t int64) {
 	m.started, m.next = t, t+int64(time.Second)
-	m.count, m.late = 0, 0
+	m.count, m.late, m.owed = 0, 0, 0
 	m.whole.Reset()
 	m.second = newHistogram(digitsSecond)
 	m.seconds, m.current = nil, second{}
@@ -81,6 +82,13 @@ func (m *meter) observe(due, done int64) {
 	m.add(1)
 	record(m.whole, done-due)
 	record(m.second, done-due)
+}
+
+// owe counts publications that are made, each of which is to be delivered.
+func (m *meter) owe(due, n int64) {
+	if m.started != 0 && due >= m.started {
+		m.owed += n
+	}
 }
 
 // sent says when what was due left.
@@ -119,6 +127,7 @@ type shareResult struct {
 	Failed     int64         `json:"failed"`
 	FirstError string        `json:"first_error,omitempty"`
 	Late       int64         `json:"late"`
+	Owed       int64         `json:"owed,omitempty"`
 	Latency    []byte        `json:"latency,omitempty"`
 	Seconds    []second      `json:"seconds,omitempty"`
 	CPU        time.Duration `json:"cpu"`
@@ -126,7 +135,7 @@ type shareResult struct {
 }
 
 func (m *meter) result() (shareResult, error) {
-	r := shareResult{Count: m.count, Failed: m.failed, FirstError: m.first, Late: m.late, Seconds: m.seconds}
+	r := shareResult{Count: m.count, Failed: m.failed, FirstError: m.first, Late: m.late, Owed: m.owed, Seconds: m.seconds}
 	var err error
 	if m.whole.TotalCount() > 0 {
 		if r.Latency, err = m.whole.Encode(hdrhistogram.V2CompressedEncodingCookieBase); err != nil {

@@ -237,7 +237,7 @@ func (o Options) scenarioDefaults() (Options, error) {
 	return o, nil
 }
 
-// open tells which mode the load has.
+// mode tells which mode the load has.
 func (o Options) mode() string {
 	if o.Rate > 0 {
 		return OpenLoop

@@ -70,6 +70,7 @@ type run struct {
 	start, begin, end, after sample
 	steps                    []Point
 	started                  int64
+	sessions                 int // at begin
 }
 
 // phase is called when all generators stand at it, with the number of their
@@ -93,7 +94,7 @@ func (r *run) phase(name string, connections int) error {
 		r.see.Phase(fmt.Sprintf("%d sessions", connections), 0)
 	case phaseBegin:
 		// The reading of the server must not count for the run.
-		r.begin = s
+		r.begin, r.sessions = s, connections
 		lasts := r.o.Duration
 		if r.o.Scenario == Connect || r.o.Scenario == Reconnect {
 			lasts = 0
@@ -127,6 +128,7 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 	if err := res.merge(shares); err != nil {
 		return *res, err
 	}
+	r.missing(shares)
 	connections := 0
 	if r.o.Scenario == Idle || r.o.Scenario == Connect {
 		connections = r.o.Connections
@@ -154,6 +156,23 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 		res.Notes = append(res.Notes, fmt.Sprintf("%d messages left more than a millisecond late: the generator did not keep up with the rate.", g.Late))
 	}
 	return *res, nil
+}
+
+// missing counts what was published and not delivered as failed: a server that
+// drops must not look fast.
+func (r *run) missing(shares []shareResult) {
+	var due int64
+	for _, s := range shares {
+		due += s.Owed * deliveriesOf(r.o.Scenario, r.sessions)
+	}
+	missing := due - r.result.Count
+	if r.o.Scenario == Push {
+		missing -= r.result.Failed // publications that the server refused
+	}
+	if missing > 0 {
+		r.result.Failed += missing
+		def(&r.result.FirstError, fmt.Sprintf("%d of %d deliveries are missing", missing, due))
+	}
 }
 
 // marginal says what the sessions between one step and the next cost each.

@@ -54,10 +54,30 @@ const (
 	drainLimit = 10 * time.Second
 )
 
+// outstanding is how many deliveries are to come yet, where one process has
+// made all the publications and gets them all.
+func (g *generator) outstanding() int64 {
+	if g.whole.Processes > 1 {
+		return 0
+	}
+	return g.m.owed*deliveriesOf(g.o.Scenario, g.ready) - g.m.count
+}
+
+// deliveriesOf is how many deliveries a publication makes.
+func deliveriesOf(scenario string, sessions int) int64 {
+	switch scenario {
+	case Fanout:
+		return int64(sessions)
+	case Push:
+		return 1
+	}
+	return 0 // of a mixture nobody can tell
+}
+
 // drain waits for the deliveries under way.
 func (g *generator) drain() error {
-	limit := now() + int64(drainLimit)
-	for t := now(); t < limit && t-g.delivered < int64(drained); t = now() {
+	limit := now() + int64(g.answerLimit)
+	for t := now(); t < limit && (t-g.delivered < int64(drained) || g.outstanding() > 0); t = now() {
 		if err := g.loop(t+int64(20*time.Millisecond), nil); err != nil {
 			return err
 		}
@@ -89,6 +109,7 @@ func (g *generator) fanout() error {
 				frames = g.publication(frames, g.topic(g.number(i)), due)
 			}
 			g.m.sent(due, t)
+			g.m.owe(due, int64(g.o.Burst))
 			g.c.send(i, frames)
 		}
 		return t + int64(time.Second)
@@ -287,6 +308,7 @@ func (g *generator) push() error {
 			i := int(p.n*7919) % len(g.peers)
 			select {
 			case b.queue <- publishing{g.topic(g.number(i)), stamped(due, g.o.Size)}:
+				g.m.owe(due, 1)
 			default:
 				g.m.fail("the server API is slower than the rate")
 			}

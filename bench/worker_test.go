@@ -93,8 +93,9 @@ func TestProcessesInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		for s.answers.Load() == 0 && ctx.Err() == nil {
-			time.Sleep(time.Millisecond)
+		select {
+		case <-s.answered:
+		case <-ctx.Done():
 		}
 		cancel()
 	}()
