@@ -2,11 +2,13 @@ package perch_test
 
 import (
 	"context"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"perch/internal/doctor"
 	"perch/internal/testkit"
 )
 
@@ -17,6 +19,8 @@ const (
 	ownBudget    = 1300
 	burstFactor  = 1.2
 	stormFactor  = 1.5
+	// doctorNear is how near the doctor's word on a session is.
+	doctorNear = 0.15
 	// goroutineSlack is for what net/http keeps for the connections of the
 	// measurement itself.
 	goroutineSlack = 10
@@ -53,6 +57,9 @@ func TestMemory(t *testing.T) {
 			if r.PerSession > budget {
 				t.Errorf("an idle session costs %.0f B, the budget is %.0f", r.PerSession, budget)
 			}
+			if said := doctorsSession(t); full() && c.budget == ownBudget && math.Abs(r.PerSession-said) > doctorNear*said {
+				t.Errorf("an idle session costs %.0f B, the doctor says %.0f", r.PerSession, said)
+			}
 			limit := factor * r.PerSession
 			if !full() {
 				limit = max(limit, budget)
@@ -66,6 +73,18 @@ func TestMemory(t *testing.T) {
 			}
 		})
 	}
+}
+
+// doctorsSession is what perch doctor counts for a session, in bytes of RssAnon.
+func doctorsSession(t *testing.T) float64 {
+	t.Helper()
+	for _, l := range doctor.Examine(doctor.System{}, doctor.Load{Connections: 10_000}).Memory {
+		if l.Name == "sessions" {
+			return float64(l.Each)
+		}
+	}
+	t.Fatal("the doctor's report has no sessions")
+	return 0
 }
 
 // TestStorm compares the CPU of a connect storm with that of a bare gnet and

@@ -54,7 +54,7 @@ func (c *conn) readHead(b []byte) {
 	}
 	c.request(b, n)
 	if raw != nil {
-		putBuffer(&inBuffers, raw)
+		putInBuffer(raw)
 	}
 }
 
@@ -203,7 +203,7 @@ func (c *conn) decide(d *Decision, key [24]byte, rest []byte) {
 		held := c.in.raw
 		c.in = nil
 		c.readFrames(held.B)
-		putBuffer(&inBuffers, held)
+		putInBuffer(held)
 	}
 	if c.mode == modeWebSocket {
 		c.readFrames(rest)

@@ -36,10 +36,10 @@ func (c *conn) releaseIn() {
 		return
 	}
 	if c.in.raw != nil {
-		putBuffer(&inBuffers, c.in.raw)
+		putInBuffer(c.in.raw)
 	}
 	if c.in.msg != nil {
-		putBuffer(&inBuffers, c.in.msg)
+		putInBuffer(c.in.msg)
 	}
 	c.in = nil
 }
@@ -201,7 +201,7 @@ func (c *conn) fill(b []byte) (took int) {
 		c.in = nil
 	}
 	c.frame(h, raw.B[h.size:])
-	putBuffer(&inBuffers, raw)
+	putInBuffer(raw)
 	return took
 }
 
@@ -231,7 +231,7 @@ func (c *conn) frame(h header, payload []byte) {
 			c.in = nil
 		}
 		c.message(in.op, msg.B)
-		putBuffer(&inBuffers, msg)
+		putInBuffer(msg)
 	default:
 		if h.fin {
 			c.message(h.op, payload)

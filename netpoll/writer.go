@@ -3,6 +3,7 @@ package netpoll
 import (
 	"encoding/binary"
 	"slices"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
@@ -14,13 +15,33 @@ import (
 // pooledMax is the largest buffer that goes back to a pool.
 const pooledMax = 64 << 10
 
-// writeBuffers hold frames that a conn copies; inBuffers hold what is
-// incomplete. Each kind calibrates on its own.
-var writeBuffers, inBuffers bytebufferpool.Pool
+// writeBuffers hold frames that a conn copies. Whatever is not above pooledMax
+// is kept: bytebufferpool's own pool lets go of the largest twentieth, so that
+// where most turns are small, each turn of several messages would make a buffer
+// and grow it.
+var writeBuffers = sync.Pool{New: func() any {
+	return &bytebufferpool.ByteBuffer{B: make([]byte, 0, writeBufferSize)}
+}}
 
-func putBuffer(p *bytebufferpool.Pool, b *bytebufferpool.ByteBuffer) {
+const writeBufferSize = 512
+
+func getWriteBuffer() *bytebufferpool.ByteBuffer {
+	return writeBuffers.Get().(*bytebufferpool.ByteBuffer)
+}
+
+func putWriteBuffer(b *bytebufferpool.ByteBuffer) {
 	if cap(b.B) <= pooledMax {
-		p.Put(b)
+		b.Reset()
+		writeBuffers.Put(b)
+	}
+}
+
+// inBuffers hold what is incomplete, for as long as it is.
+var inBuffers bytebufferpool.Pool
+
+func putInBuffer(b *bytebufferpool.ByteBuffer) {
+	if cap(b.B) <= pooledMax {
+		inBuffers.Put(b)
 	}
 }
 
@@ -84,7 +105,7 @@ func (c *conn) releaseOut() {
 		l.server.watcher.remove(c)
 	}
 	if o.own != nil {
-		putBuffer(&writeBuffers, o.own)
+		putWriteBuffer(o.own)
 	}
 	if len(l.spare) < spareOutbounds && cap(o.parts) <= 64 {
 		clear(o.parts[:cap(o.parts)])
@@ -118,14 +139,14 @@ func (o *outbound) seal() {
 // grow is the buffer to which a frame of n bytes is appended.
 func (o *outbound) grow(n int) *bytebufferpool.ByteBuffer {
 	if o.own == nil {
-		o.own = writeBuffers.Get()
+		o.own = getWriteBuffer()
 		o.from = 0
 	}
 	// The parts before point into the buffer: it must not move under them.
 	// And a large one that grows would be copied and left behind again and again.
 	if len(o.own.B)+n > cap(o.own.B) && (o.from > 0 || len(o.own.B) >= ownChunk) {
 		o.seal()
-		o.own = writeBuffers.Get()
+		o.own = getWriteBuffer()
 		o.from = 0
 	}
 	return o.own

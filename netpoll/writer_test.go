@@ -338,8 +338,15 @@ func TestAllocations(t *testing.T) {
 	r.handler.message = func(s *session.Session, data []byte, binary bool) { s.WriteKind(data, binary) }
 	p := r.upgraded()
 	sent := masked(ws.OpText, true, strings.Repeat("m", 128))
+	many := bytes.Repeat(sent, 16)
 	shared := served(strings.Repeat("s", 128))
-	buf, in := make([]byte, 4096), make([]byte, len(sent))
+	buf, in := make([]byte, 4096), make([]byte, len(many))
+	// Where most turns are small, those of many messages need their buffers too.
+	for range 50_000 {
+		b := getWriteBuffer()
+		b.B = append(b.B, shared...)
+		putWriteBuffer(b)
+	}
 	read := func() {
 		if n, err := unix.Read(p.fd, buf); n <= 0 {
 			t.Fatal(n, err)
@@ -352,6 +359,10 @@ func TestAllocations(t *testing.T) {
 	for name, f := range map[string]func(){
 		"a message echoed": func() {
 			p.feedInPlace(append(in[:0], sent...)) // it is unmasked in place
+			read()
+		},
+		"16 messages echoed together": func() {
+			p.feedInPlace(append(in[:0], many...))
 			read()
 		},
 		"two of three pieces echoed": func() {

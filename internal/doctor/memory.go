@@ -18,13 +18,33 @@ const (
 	busyShare = 10
 )
 
+// cache is one of the kernel's, with what an object takes where the kernel does
+// not say so.
+type cache struct {
+	name  string
+	bytes int64
+}
+
+// One object of each is taken for a socket, and for its place in an epoll set.
+var (
+	socketCaches = []cache{{"TCP", 2520}, {"sock_inode_cache", 862}, {"filp", 195}, {"dentry", 195}}
+	watchCaches  = []cache{{"eventpoll_epi", 128}, {"eventpoll_pwq", 64}, {"ep_head", 16}}
+)
+
+// objects is what one object of each cache takes.
+func (s System) objects(slabs string, caches []cache) (bytes int64) {
+	for _, c := range caches {
+		bytes += s.slab(slabs, c.name, c.bytes)
+	}
+	return bytes
+}
+
 // layers are what the sessions take, in the order from us to the kernel.
 func (e *exam) layers() []Layer {
 	n := int64(e.Connections)
 	slabs, _ := e.text("proc/slabinfo")
-	socket := e.slab(slabs, "TCP", 2520) + e.slab(slabs, "sock_inode_cache", 862) +
-		e.slab(slabs, "filp", 195) + e.slab(slabs, "dentry", 195) + securityBytes + descriptorPart
-	watch := e.slab(slabs, "eventpoll_epi", 128) + e.slab(slabs, "eventpoll_pwq", 64) + e.slab(slabs, "ep_head", 16)
+	socket := e.objects(slabs, socketCaches) + securityBytes + descriptorPart
+	watch := e.objects(slabs, watchCaches)
 	each := func(name string, bytes int64, what string) Layer {
 		return Layer{Name: name, Each: bytes, Bytes: bytes * n, What: what}
 	}

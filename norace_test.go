@@ -1,0 +1,5 @@
+//go:build !race
+
+package perch
+
+const raceEnabled = false
