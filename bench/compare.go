@@ -26,6 +26,12 @@ type CompareOptions struct {
 	Watch func(title string) (Observer, func())
 }
 
+// The rounds where none are said. docs/bench.md says how long they take.
+const (
+	wholeRounds = 7
+	quickRounds = 2
+)
+
 // PeerNames are the servers of bench/peers.
 func PeerNames() []string {
 	return []string{floorName, "bare", "gws", "nbio", "gorilla", "coder", "gobwas"}
@@ -173,9 +179,9 @@ func Cases() []string {
 // result of each server's last round, and the ratios over all rounds.
 func Compare(ctx context.Context, o CompareOptions) (*Report, error) {
 	if o.Quick {
-		def(&o.Rounds, 2)
+		def(&o.Rounds, quickRounds)
 	}
-	def(&o.Rounds, 7)
+	def(&o.Rounds, wholeRounds)
 	if o.Rounds < 0 {
 		return nil, errors.New("bench: rounds: must not be below 0")
 	}
@@ -214,7 +220,7 @@ func (r *Report) ratios(c contest, values map[string]map[string][]float64) {
 	perch := values[c.name][PerchName]
 	add := func(peer string, other []float64) {
 		ratio := Ratio{Scenario: c.name, Measure: c.measure, Unit: c.unit, Peer: peer,
-			Perch: Median(perch), Other: Median(other), Target: c.targets[peer]}
+			Perch: Median(perch), Other: Median(other), Target: c.targets[peer], Rounds: len(roundRatios(perch, other))}
 		ratio.Ratio, ratio.Low, ratio.High = RatioCI(perch, other)
 		// Without rounds the ratio is 0, which is not a promise kept.
 		ratio.OK = ratio.Target > 0 && ratio.Ratio > 0 && ratio.Ratio <= ratio.Target

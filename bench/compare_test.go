@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"bytes"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -39,6 +41,51 @@ func TestCases(t *testing.T) {
 	}
 }
 
+// TestCompareLasts holds what docs/bench.md says of the time that a comparison
+// takes against the pauses and durations of its cases. Building, starting and
+// connecting come on top, a tenth or so.
+func TestCompareLasts(t *testing.T) {
+	lasts := func(quick bool) (sum time.Duration) {
+		for _, c := range contests(quick) {
+			turns := wholeRounds
+			switch {
+			case quick && c.once:
+				turns = 1
+			case quick:
+				turns = quickRounds
+			}
+			o := c.load
+			var turn time.Duration
+			switch o.Scenario {
+			case Idle:
+				turn = time.Duration(1+len(o.Steps))*o.Settle + o.Duration
+			case Connect:
+				turn = 2 * o.Settle
+			case Echo:
+				turn = o.Warmup + o.Duration
+			case Fanout:
+				turn = o.Warmup + o.Duration + 2*drained
+			default:
+				t.Fatalf("%s: how long does %s take?", c.name, o.Scenario)
+			}
+			sum += time.Duration(turns*(1+len(c.peers))) * turn
+		}
+		return sum
+	}
+	text, err := os.ReadFile("../docs/bench.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, quick := lasts(false), lasts(true)
+	t.Logf("%s, quick %s", whole, quick)
+	if whole < 25*time.Minute || whole > 32*time.Minute || !strings.Contains(string(text), "about half an hour (four to five minutes for each of its seven rounds)") {
+		t.Errorf("a whole one takes %s and a little more", whole)
+	}
+	if quick > 110*time.Second || !strings.Contains(string(text), "`--quick` takes two minutes") {
+		t.Errorf("a quick one takes %s and a little more", quick)
+	}
+}
+
 func TestCompareRefuses(t *testing.T) {
 	_, err := Compare(t.Context(), CompareOptions{Only: []string{"echo", "nap"}})
 	if err == nil || !strings.Contains(err.Error(), `unknown case "nap"`) {
@@ -63,11 +110,11 @@ func TestRatios(t *testing.T) {
 	r := Report{Comparison: &Comparison{}}
 	r.ratios(c, values)
 	want := []Ratio{
-		{Peer: "floor", Perch: 2, Other: 2, Ratio: 1, Low: 1, High: 1, Target: 1.15, OK: true},
-		{Peer: "gws", Perch: 2, Other: 3, Ratio: 2.0 / 3, Low: 0.6, High: 1, Target: 0.5},
+		{Peer: "floor", Perch: 2, Other: 2, Ratio: 1, Low: 1, High: 1, Target: 1.15, OK: true, Rounds: 3},
+		{Peer: "gws", Perch: 2, Other: 3, Ratio: 2.0 / 3, Low: 0.6, High: 1, Target: 0.5, Rounds: 3},
 		// What was not measured is no promise kept.
 		{Peer: "none", Perch: 2, Target: 1},
-		{Peer: "perch, single", Perch: 2, Other: 20, Ratio: 0.1, Low: 0.1, High: 0.1, Target: 0.2, OK: true},
+		{Peer: "perch, single", Perch: 2, Other: 20, Ratio: 0.1, Low: 0.1, High: 0.1, Target: 0.2, OK: true, Rounds: 3},
 	}
 	if len(r.Comparison.Ratios) != len(want) {
 		t.Fatalf("%+v", r.Comparison.Ratios)
@@ -83,6 +130,59 @@ func TestRatios(t *testing.T) {
 	r = Report{Comparison: &Comparison{}}
 	if r.ratios(c, values); len(r.Comparison.Ratios) != 3 {
 		t.Fatalf("%+v", r.Comparison.Ratios)
+	}
+}
+
+// TestFewRounds: of fewer than three rounds no form of a report shows an
+// interval, and each says how many there were.
+func TestFewRounds(t *testing.T) {
+	r := exampleComparison()
+	r.Comparison = &Comparison{Rounds: 2}
+	for _, c := range []struct {
+		name  string
+		perch []float64
+	}{{"echo", []float64{1, 2}}, {"idle", []float64{3}}} { // a quick one takes one round of idle
+		r.ratios(contest{name: c.name, measure: "cost", peers: []string{"gws"}, targets: map[string]float64{"gws": 1.5}},
+			map[string]map[string][]float64{c.name: {PerchName: c.perch, "gws": {1, 1}}})
+	}
+	for i, want := range []int{2, 1} {
+		if got := r.Comparison.Ratios[i]; got.Low != 0 || got.High != 0 || got.Rounds != want {
+			t.Fatalf("%+v, want %d rounds", got, want)
+		}
+	}
+	var sheet bytes.Buffer
+	if err := r.WriteRatiosCSV(&sheet); err != nil {
+		t.Fatal(err)
+	}
+	for i, row := range readCSV(t, &sheet) {
+		if want := []string{"2", "1"}[i]; row["rounds"] != want || row["ratio_low"] != "" || row["ratio_high"] != "" || row["ratio"] == "" {
+			t.Errorf("csv: %v, want %s rounds", row, want)
+		}
+	}
+	page, root := pageOf(t, r)
+	markdown, _ := markdownOf(t, r)
+	text := textOf(t, r)
+	for name, said := range map[string]string{"text": text, "html": words(root), "markdown": markdown} {
+		for _, want := range []string{"1.50×", "2 rounds", "3.00×", "1 round"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: no %q", name, want)
+			}
+		}
+		for _, bad := range []string{"1.50–1.50", "1.00–2.00", "3.00–3.00", "0.00"} {
+			if strings.Contains(said, bad) {
+				t.Errorf("%s: an interval %q", name, bad)
+			}
+		}
+		if !strings.Contains(said, "fewer than 3 rounds") {
+			t.Errorf("%s: does not say why there is no interval", name)
+		}
+	}
+	if strings.Contains(page, `class="whisker"`) || strings.Contains(page, `class="end"`) {
+		t.Error("an interval is drawn")
+	}
+	// Of three rounds nothing is missing.
+	if strings.Contains(textOf(t, exampleComparison()), "fewer than") {
+		t.Error("says that an interval is missing")
 	}
 }
 

@@ -102,6 +102,11 @@ const (
 	messageMost = 64 << 20
 )
 
+// pendingMost is how many bytes may wait for a socket before no more is given to
+// it. What a server does not read must not fill the generator's memory; the
+// kernel's buffers, of some megabytes, come before this.
+const pendingMost = 64 << 10
+
 func newConns(t target, on events) (*conns, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -213,6 +218,11 @@ func (c *conns) writable(i int) {
 		c.send(i, out)
 	}
 }
+
+// full tells whether so much waits for a socket that nothing more may be sent.
+// What can leave without an answer to what was sent before asks for it first;
+// what is sent then is taken whole, so that no frame is cut.
+func (c *conns) full(i int) bool { return len(c.all[i].out) >= pendingMost }
 
 // send writes b, which are whole frames, behind what waits already. It keeps
 // nothing of b.

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"encoding/csv"
 	"fmt"
 	"io"
@@ -27,7 +28,7 @@ func (r *Report) WriteCSV(w io.Writer) error {
 	header = append(header, "latency_max_us", "server_cpu_s", "server_cpu_us_per_unit", "rss_anon_before_bytes",
 		"rss_anon_after_bytes", "bytes_per_connection", "kernel_sockets_bytes", "goroutines", "gcs", "gc_pause_ms",
 		"generator_processes", "generator_cpu_s", "generator_busy_cores", "generator_late", "generator_saturated",
-		"first_error", "notes")
+		"first_error", "notes", "missed")
 	lines := [][]string{header}
 	for i := range r.Results {
 		res := &r.Results[i]
@@ -38,7 +39,8 @@ func (r *Report) WriteCSV(w io.Writer) error {
 		line = append(line, res.Usage.csv()...)
 		g := res.Generator
 		line = append(line, strconv.Itoa(g.Processes), csvIn(g.CPU, time.Second), csvNumber(g.Busy),
-			strconv.FormatInt(g.Late, 10), strconv.FormatBool(g.Saturated), csvText(res.FirstError), csvText(strings.Join(res.Notes, "; ")))
+			strconv.FormatInt(g.Late, 10), strconv.FormatBool(g.Saturated), csvText(res.FirstError), csvText(strings.Join(res.Notes, "; ")),
+			strconv.FormatInt(res.Missed, 10))
 		lines = append(lines, line)
 	}
 	return writeCSV(w, lines)
@@ -53,12 +55,20 @@ func (r *Report) WriteRatiosCSV(w io.Writer) error {
 	if c := r.Comparison; c != nil {
 		for _, ratio := range c.Ratios {
 			ok := ""
-			if ratio.Target > 0 {
+			switch {
+			case !(ratio.Target > 0):
+			case !ratio.measured():
+				ok = notMeasured
+			default:
 				ok = strconv.FormatBool(ratio.OK)
 			}
+			ratio.Rounds = cmp.Or(ratio.Rounds, c.Rounds)
+			if !ratio.hasInterval() {
+				ratio.Low, ratio.High = 0, 0
+			}
 			lines = append(lines, []string{csvText(r.Version), csvText(ratio.Scenario), csvText(ratio.Measure), csvText(ratio.Unit),
-				csvText(ratio.Peer), strconv.Itoa(c.Rounds), csvNumber(ratio.Perch), csvNumber(ratio.Other), csvNumber(ratio.Ratio),
-				csvNumber(ratio.Low), csvNumber(ratio.High), csvSome(ratio.Target), ok})
+				csvText(ratio.Peer), strconv.Itoa(ratio.Rounds), csvSome(ratio.Perch), csvSome(ratio.Other), csvSome(ratio.Ratio),
+				csvSome(ratio.Low), csvSome(ratio.High), csvSome(ratio.Target), ok})
 		}
 	}
 	return writeCSV(w, lines)
@@ -91,8 +101,8 @@ func (u *Usage) csv() []string {
 	if u == nil {
 		return make([]string, 9)
 	}
-	return []string{csvIn(u.CPU, time.Second), csvIn(u.CPUPer, time.Microsecond), strconv.FormatInt(u.RssBefore, 10),
-		strconv.FormatInt(u.RssAfter, 10), csvSome(u.PerConnection), strconv.FormatInt(u.KernelSockets, 10),
+	return []string{csvSome(u.CPU.Seconds()), csvSome(float64(u.CPUPer) / float64(time.Microsecond)), csvSome(float64(u.RssBefore)),
+		csvSome(float64(u.RssAfter)), csvSome(u.PerConnection), strconv.FormatInt(u.KernelSockets, 10),
 		csvSome(float64(u.Goroutines)), csvSome(float64(u.GCs)), csvSome(float64(u.GCPause) / float64(time.Millisecond))}
 }
 

@@ -116,8 +116,7 @@ func (g *generator) begin() error {
 func (g *generator) end() error {
 	t := now()
 	g.usedCPU, g.wall = ownCPU()-g.cpu, time.Duration(t-g.began)
-	g.m.tick(t, g.ready)
-	g.m.stop()
+	g.m.end(t, g.ready)
 	return g.phase(phaseEnd, g.ready)
 }
 
@@ -245,8 +244,7 @@ func (g *generator) leave(i int) {
 func (g *generator) message(i int, opcode byte, p []byte, at int64) {
 	switch {
 	case opcode == opPing:
-		g.m.pings++
-		g.c.send(i, appendFrame(nil, opPong, p))
+		g.pong(i, appendFrame(nil, opPong, p))
 		return
 	case opcode == opPong:
 		return
@@ -254,8 +252,7 @@ func (g *generator) message(i int, opcode byte, p []byte, at int64) {
 		g.reply(i, p, at)
 		return
 	case len(p) == 2 && p[0] == '{' && p[1] == '}':
-		g.m.pings++
-		g.c.send(i, pongFrame)
+		g.pong(i, pongFrame)
 		return
 	}
 	for line := range splitLines(p) {
@@ -264,6 +261,15 @@ func (g *generator) message(i int, opcode byte, p []byte, at int64) {
 			return // refused: what stands behind it must not count once more
 		}
 	}
+}
+
+// pong answers a ping. A server that pings and does not read goes without.
+func (g *generator) pong(i int, frame []byte) {
+	if g.c.full(i) {
+		return
+	}
+	g.m.pings++
+	g.c.send(i, frame)
 }
 
 // reply is one message of the server, or one line of one.

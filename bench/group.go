@@ -20,7 +20,7 @@ type reportGroup struct {
 
 // reportRow is one server under one load. Several rounds of it are one row: the
 // numbers are the medians of the rounds then, but for those of which the worst
-// has to be seen: Max, Failed, Busy, Late and Saturated.
+// has to be seen: Max, Failed, Missed, Busy, Late and Saturated.
 type reportRow struct {
 	Result
 	Label  string // Server, with the load where that alone does not tell
@@ -127,11 +127,12 @@ func newReportRow(rounds []*Result) reportRow {
 		row.Server = noValue
 	}
 	row.Mode, row.Unit, row.FirstError = printable(row.Mode), printable(row.Unit), ""
-	row.Failed, row.Notes = 0, nil
+	row.Failed, row.Missed, row.Notes = 0, 0, nil
 	row.Rate = medianOf(rounds, func(r *Result) float64 { return r.Rate })
 	row.Count = int64(medianOf(rounds, func(r *Result) float64 { return float64(r.Count) }))
 	for _, r := range rounds {
 		row.Failed += r.Failed
+		row.Missed += r.Missed
 		if row.FirstError == "" {
 			row.FirstError = printable(r.FirstError)
 		}
@@ -213,6 +214,14 @@ func medianOf(rounds []*Result, value func(r *Result) float64) float64 {
 	return Median(values)
 }
 
+// missedText says what was never sent, and why.
+func (row *reportRow) missedText() string {
+	if row.Missed == 1 {
+		return "1 message was never sent: the server did not read"
+	}
+	return humanCount(row.Missed) + " messages were never sent: the server did not read"
+}
+
 // at finds a percentile that was recorded.
 func (l *Latency) at(p float64) (time.Duration, bool) {
 	if l == nil {
@@ -242,6 +251,8 @@ func (c *Comparison) measures() []measureGroup {
 	for _, ratio := range c.Ratios {
 		ratio.Scenario, ratio.Measure = printable(ratio.Scenario), printable(ratio.Measure)
 		ratio.Unit, ratio.Peer = printable(ratio.Unit), printable(ratio.Peer)
+		ratio.OK = ratio.OK && ratio.measured()
+		ratio.Rounds = cmp.Or(ratio.Rounds, c.Rounds)
 		at := slices.IndexFunc(out, func(g measureGroup) bool {
 			return g.Scenario == ratio.Scenario && g.Measure == ratio.Measure && g.Unit == ratio.Unit
 		})
@@ -254,20 +265,42 @@ func (c *Comparison) measures() []measureGroup {
 	return out
 }
 
-// targets counts the promises of a comparison and those kept.
-func (c *Comparison) targets() (met, all int) {
+// measured tells whether there is a ratio: a side that could not be measured
+// leaves none, and a target is neither met nor missed then.
+func (r *Ratio) measured() bool { return r.Ratio > 0 && isFinite(r.Ratio) }
+
+// hasInterval tells whether Low and High say something of the spread.
+func (r *Ratio) hasInterval() bool {
+	return r.measured() && r.Rounds >= leastRounds && r.Low > 0 && r.Low <= r.Ratio && isFinite(r.High) && r.Ratio <= r.High
+}
+
+// fewRounds tells whether an interval is missing for want of rounds.
+func (c *Comparison) fewRounds() bool {
+	return slices.ContainsFunc(c.measures(), func(m measureGroup) bool {
+		return slices.ContainsFunc(m.Ratios, func(r Ratio) bool { return r.measured() && r.Rounds < leastRounds })
+	})
+}
+
+// targets counts the promises of a comparison, those kept, and those of which
+// nothing is known.
+func (c *Comparison) targets() (met, unknown, all int) {
 	if c == nil {
-		return 0, 0
+		return 0, 0, 0
 	}
-	for _, ratio := range c.Ratios {
-		if ratio.Target > 0 {
-			all++
-			if ratio.OK {
-				met++
-			}
+	for i := range c.Ratios {
+		ratio := &c.Ratios[i]
+		if !(ratio.Target > 0) {
+			continue
+		}
+		all++
+		switch {
+		case !ratio.measured():
+			unknown++
+		case ratio.OK:
+			met++
 		}
 	}
-	return met, all
+	return met, unknown, all
 }
 
 // want is the rate that all rows were to reach, if it is one.

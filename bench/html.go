@@ -51,6 +51,7 @@ type reportPage struct {
 	Saturated   bool
 	Promises    []promiseRow
 	Met, All    int
+	Unknown     int // of all
 	Rounds      string
 	Sections    []pageSection
 	Plain       bool // one scenario, which the title names
@@ -60,7 +61,7 @@ type promiseRow struct {
 	Scenario, Measure, Peer      string
 	Perch, Other, Ratio, Between string
 	Target                       string
-	OK                           bool
+	Verdict                      string // ok, missed or none, the names of looks
 }
 
 type pageSection struct {
@@ -70,11 +71,10 @@ type pageSection struct {
 }
 
 type pageMeasure struct {
-	Name    string
-	Bars    *barPlot
-	Ratios  *ratioPlot
-	Table   []promiseRow
-	OneOnly bool
+	Name   string
+	Bars   *barPlot
+	Ratios *ratioPlot
+	Table  []promiseRow
 }
 
 type pageGroup struct {
@@ -111,12 +111,10 @@ func newReportPage(r *Report) *reportPage {
 		p.When, p.Stamp = r.Started.UTC().Format("2 January 2006, 15:04 UTC"), r.Started.UTC().Format("2006-01-02T15:04:05Z")
 	}
 	p.Brief, p.Machine = r.Machine.parts(), r.Machine.facts()
-	p.Met, p.All = r.Comparison.targets()
+	p.Met, p.Unknown, p.All = r.Comparison.targets()
 	groups := r.groups()
-	rounds := 0
 	if r.Comparison != nil {
-		rounds = r.Comparison.Rounds
-		p.Rounds = plural(int64(rounds), "round")
+		p.Rounds = plural(int64(r.Comparison.Rounds), "round")
 	}
 	section := func(name string) *pageSection {
 		if i := slices.IndexFunc(p.Sections, func(s pageSection) bool { return s.Name == name }); i >= 0 {
@@ -128,7 +126,7 @@ func newReportPage(r *Report) *reportPage {
 	for _, m := range r.Comparison.measures() {
 		s := section(m.Scenario)
 		id := fmt.Sprintf("%s-m%d", s.ID, len(s.Measures)+1)
-		part := pageMeasure{Name: m.Measure, Bars: costBars(id+"-cost", &m), Ratios: ratioDots(id+"-ratio", &m, rounds), OneOnly: rounds < 2}
+		part := pageMeasure{Name: m.Measure, Bars: costBars(id+"-cost", &m), Ratios: ratioDots(id+"-ratio", &m)}
 		for _, ratio := range m.Ratios {
 			row := newPromiseRow(ratio)
 			part.Table = append(part.Table, row)
@@ -216,10 +214,16 @@ func lineClasses(groups []reportGroup) map[string]int {
 }
 
 func newPromiseRow(r Ratio) promiseRow {
-	row := promiseRow{Scenario: r.Scenario, Measure: r.Measure, Peer: r.Peer, Perch: humanMeasure(r.Perch, r.Unit),
-		Other: humanMeasure(r.Other, r.Unit), Ratio: humanRatio(r.Ratio), Between: ratioRange(r), OK: r.OK}
+	row := promiseRow{Scenario: r.Scenario, Measure: r.Measure, Peer: r.Peer, Perch: someMeasure(r.Perch, r.Unit),
+		Other: someMeasure(r.Other, r.Unit), Ratio: ratioText(r), Between: ratioRange(r), Verdict: "missed"}
 	if r.Target > 0 {
 		row.Target = "≤ " + humanRatio(r.Target)
+	}
+	switch {
+	case !r.measured():
+		row.Verdict = "none"
+	case r.OK:
+		row.Verdict = "ok"
 	}
 	return row
 }
@@ -266,7 +270,9 @@ func newPageGroup(id string, g *reportGroup, class map[string]int) pageGroup {
 	} else {
 		out.Head, out.Rows = resultTable(g, columns)
 	}
-	for _, plot := range []*linePlot{memoryPlot(id+"-memory", g, class), latencyPlot(id+"-latency", g, class), ratePlot(id+"-rate", g, class)} {
+	plots := []*linePlot{memoryPlot(id+"-memory", g, class), latencyPlot(id+"-latency", g, class)}
+	plots = append(plots, latencyTimePlots(id+"-time", g, class)...)
+	for _, plot := range append(plots, ratePlot(id+"-rate", g, class)) {
 		if plot != nil {
 			out.Plots = append(out.Plots, plot)
 		}
@@ -282,6 +288,9 @@ func newPageGroup(id string, g *reportGroup, class map[string]int) pageGroup {
 		}
 		if row.Failed > 0 {
 			text := fmt.Sprintf("%s: %s failed", row.Label, humanCount(row.Failed))
+			if row.Missed > 0 {
+				text += " (" + row.missedText() + ")"
+			}
 			if row.FirstError != "" {
 				text += ", the first: " + row.FirstError
 			}

@@ -77,9 +77,10 @@ func TestHTMLPlots(t *testing.T) {
 		report *Report
 		want   []string
 	}{
-		"echo": {exampleReport(), []string{"Latency", "Throughput over time"}},
+		"echo": {exampleReport(), []string{"Latency", "Latency over time", "Throughput over time"}},
 		"idle": {&Report{Results: []Result{exampleIdle("a", 900, 1)}}, []string{"Memory against connections", "Throughput over time"}},
-		"compare": {exampleComparison(), []string{"CPU per message", "CPU per message: Perch against each peer", "Latency", "Throughput over time",
+		"compare": {exampleComparison(), []string{"CPU per message", "CPU per message: Perch against each peer", "Latency",
+			"Latency over time, p50", "Latency over time, p99", "Latency over time, max", "Throughput over time",
 			"bytes per session", "bytes per session: Perch against each peer", "Memory against connections", "Throughput over time"}},
 		"nothing": {&Report{}, nil},
 		"bare":    {&Report{Results: []Result{{Scenario: "push", Server: "s", Mode: OpenLoop, Unit: "message"}}}, nil},
@@ -157,7 +158,7 @@ func TestHTMLEscapes(t *testing.T) {
 		t.Error("the name is not shown")
 	}
 	// The conversions that would let a name through are not in use.
-	for _, file := range []string{"html.go", "html_result.go", "svg.go", "svg_file.go", "svg_ratio.go", "svg_scale.go"} {
+	for _, file := range []string{"html.go", "html_result.go", "svg.go", "svg_file.go", "svg_ratio.go", "svg_scale.go", "svg_time.go"} {
 		source, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -216,6 +217,90 @@ func TestHTMLOneLineEach(t *testing.T) {
 	}
 }
 
+// linesOf are the parts of the lines in the plot of that title.
+func linesOf(t *testing.T, root *html.Node, title string) []*html.Node {
+	t.Helper()
+	for i, name := range plotTitles(root) {
+		if name == title {
+			return nodes(plots(root)[i], func(n *html.Node) bool { return n.Data == "polyline" })
+		}
+	}
+	t.Fatalf("no plot %q in %q", title, plotTitles(root))
+	return nil
+}
+
+// TestHTMLLatencyOverTime: one server has a line for each of the median, p99
+// and the greatest, with a legend; several have a plot for each, in one scale.
+func TestHTMLLatencyOverTime(t *testing.T) {
+	_, root := pageOf(t, exampleReport())
+	looks := map[string]bool{}
+	for _, line := range linesOf(t, root, "Latency over time") {
+		looks[attr(line, "class")] = true
+		if n := len(strings.Fields(attr(line, "points"))); n != 31 {
+			t.Errorf("%d points of 31 seconds", n)
+		}
+	}
+	if len(looks) != 3 {
+		t.Errorf("looks %v, want three", looks)
+	}
+	legends := nodes(root, func(n *html.Node) bool { return n.Data == "ul" && attr(n, "class") == "legend" })
+	if len(legends) != 1 || words(legends[0]) != "p50 p99 max" {
+		t.Errorf("%d legends", len(legends))
+	}
+	if said := words(root); !strings.Contains(said, "max: 22.0 ms after 0:17") {
+		t.Error("the worst second is not in the page")
+	}
+
+	_, root = pageOf(t, exampleComparison())
+	axes := map[string]bool{}
+	for i, title := range plotTitles(root) {
+		if strings.HasPrefix(title, "Latency over time, ") {
+			for _, axis := range nodes(plots(root)[i], func(n *html.Node) bool { return attr(n, "class") == "axis y" }) {
+				axes[words(axis)] = true
+			}
+		}
+	}
+	if len(axes) != 1 {
+		t.Errorf("three plots of one thing with the axes %v", axes)
+	}
+}
+
+// TestHTMLLatencyGap: a server that answered nothing for some seconds has no
+// latency there, and none may be drawn across.
+func TestHTMLLatencyGap(t *testing.T) {
+	r := exampleReport()
+	for i, p := range r.Results[0].Series {
+		if i == 10 || i == 12 || i == 13 {
+			p.P50, p.P99, p.Max = 0, 0, 0
+		}
+		r.Results[0].Series[i] = p
+	}
+	_, root := pageOf(t, r)
+	lines := linesOf(t, root, "Latency over time")
+	if len(lines) != 9 { // up to 9, 11 alone, from 14 on
+		t.Fatalf("%d parts of three lines with two gaps", len(lines))
+	}
+	for i, want := range []int{10, 2, 17} { // a lone point is drawn as one that ends where it begins
+		if n := len(strings.Fields(attr(lines[i], "points"))); n != want {
+			t.Errorf("part %d has %d points, want %d", i, n, want)
+		}
+	}
+	// Thinning may drop the point behind a gap, not the gap.
+	var series []Point
+	for s := range 5000 {
+		p := Point{At: time.Duration(s) * time.Second, Rate: 1, P50: time.Millisecond, P99: time.Duration(s+1) * time.Millisecond, Max: time.Hour}
+		if s == 2502 {
+			p = Point{At: p.At}
+		}
+		series = append(series, p)
+	}
+	r.Results[0].Series = series
+	_, root = pageOf(t, r)
+	if n := len(linesOf(t, root, "Latency over time")); n != 6 {
+		t.Errorf("%d parts of three lines with a gap", n)
+	}
+}
+
 // TestHTMLStall has a second's stall in a run of a day: thinning must not lose
 // it.
 func TestHTMLStall(t *testing.T) {
@@ -230,8 +315,7 @@ func TestHTMLStall(t *testing.T) {
 		res.Series = append(res.Series, Point{At: time.Duration(s) * time.Second, Rate: rate})
 	}
 	text, root := pageOf(t, r)
-	lines := nodes(plots(root)[1], func(n *html.Node) bool { return n.Data == "polyline" })
-	points := attr(lines[0], "points")
+	points := attr(linesOf(t, root, "Throughput over time")[0], "points")
 	if !strings.Contains(points, fmt.Sprintf(",%d ", plotHeight)) {
 		t.Error("the stall is not drawn")
 	}

@@ -61,7 +61,7 @@ func newMarkdownPage(r *Report) *markdownPage {
 		p.rounds = r.Comparison.Rounds
 	}
 	p.head(r, groups)
-	p.promises(measures)
+	p.promises(measures, r.Comparison.fewRounds())
 	class := lineClasses(groups)
 	var cases []string
 	for _, m := range measures {
@@ -145,21 +145,19 @@ func (p *markdownPage) code(line string) {
 	p.printf("%ssh\n%s\n%s\n", fence, line, fence)
 }
 
-func (p *markdownPage) promises(measures []measureGroup) {
+func (p *markdownPage) promises(measures []measureGroup, few bool) {
 	table := [][]string{{"Case", "Measure", "Beside", "Ratio", "95 % interval", "Target", "Result"}}
-	met := 0
+	met, unknown := 0, 0
 	for _, m := range measures {
 		for _, ratio := range m.Ratios {
 			if !(ratio.Target > 0) {
 				continue
 			}
-			row := []string{ratio.Scenario, ratio.Measure, ratio.Peer, noValue, noValue, "≤ " + humanRatio(ratio.Target), "not measured"}
-			if ratio.Ratio > 0 {
-				row[3] = humanRatio(ratio.Ratio)
-				// The interval of one round has no width: nothing is known of its spread.
-				if ratio.Low < ratio.High {
-					row[4] = ratioRange(ratio)
-				}
+			row := []string{ratio.Scenario, ratio.Measure, ratio.Peer, noValue, noValue, "≤ " + humanRatio(ratio.Target), notMeasured}
+			if !ratio.measured() {
+				unknown++
+			} else {
+				row[3], row[4] = humanRatio(ratio.Ratio), ratioRange(ratio)
 				if row[6] = "missed"; ratio.OK {
 					row[6] = "met"
 					met++
@@ -172,7 +170,15 @@ func (p *markdownPage) promises(measures []measureGroup) {
 		return
 	}
 	p.printf("\n## Targets\n\nA ratio is what Perch costs over what the server beside it costs in the same round; below 1×, Perch is the cheaper. "+
-		"A target is met where the median of the rounds’ ratios does not exceed it. Met: %d of %d.\n\n", met, len(table)-1)
+		"A target is met where the median of the rounds’ ratios does not exceed it. Met: %d of %d", met, len(table)-1)
+	if unknown > 0 {
+		p.printf(", %s: %d", notMeasured, unknown)
+	}
+	p.printf(".")
+	if few {
+		p.printf(" There is no interval of fewer than %d rounds.", leastRounds)
+	}
+	p.printf("\n\n")
 	p.table("lllrrrl", table, func(row, column int, cell string) string {
 		if column == 6 && row > 0 && cell != "met" {
 			return "**" + cell + "**"
@@ -201,7 +207,7 @@ func (p *markdownPage) section(name string, measures []measureGroup, groups []re
 	var costs, lines []namedPlot
 	for i := range measures {
 		m := &measures[i]
-		bars, dots := costBars("", m), ratioDots("", m, p.rounds)
+		bars, dots := costBars("", m), ratioDots("", m)
 		if bars != nil {
 			costs = append(costs, p.add(name, "cost", barFile(bars)))
 		}

@@ -35,6 +35,7 @@ type meter struct {
 	started int64 // 0: not yet
 	count   int64
 	failed  int64
+	missed  int64 // of failed, those never sent
 	late    int64
 	owed    int64  // publications made in the measured part
 	pings   int64  // of the server, answered; of both kinds
@@ -64,6 +65,20 @@ func (m *meter) start(t int64) {
 }
 
 func (m *meter) stop() { m.started = 0 }
+
+// end closes the measured part. What is left of a second is too short for a
+// rate, but its latencies may be the worst of all, such as those behind a stall:
+// the last whole second takes them.
+func (m *meter) end(t int64, connections int) {
+	m.tick(t, connections)
+	if n := len(m.seconds); n > 0 && m.second.TotalCount() > 0 {
+		last := &m.seconds[n-1]
+		// Both were made by this library.
+		_ = mergeInto(m.second, last.Latency)
+		last.Latency, _ = m.second.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	}
+	m.stop()
+}
 
 // add counts a unit without a latency.
 func (m *meter) add(n int64) {
@@ -106,6 +121,13 @@ func (m *meter) fail(why string) {
 	}
 }
 
+// miss counts what was due and could not be sent, since the server does not read.
+func (m *meter) miss(n int64) {
+	m.missed += n
+	m.failed += n
+	def(&m.first, fmt.Sprintf("not sent: the server does not read, and %d bytes wait for it on a connection", pendingMost))
+}
+
 // tick closes the seconds that have passed.
 func (m *meter) tick(t int64, connections int) {
 	for m.started != 0 && t >= m.next {
@@ -125,6 +147,7 @@ func (m *meter) tick(t int64, connections int) {
 type shareResult struct {
 	Count      int64         `json:"count"`
 	Failed     int64         `json:"failed"`
+	Missed     int64         `json:"missed,omitempty"`
 	FirstError string        `json:"first_error,omitempty"`
 	Late       int64         `json:"late"`
 	Owed       int64         `json:"owed,omitempty"`
@@ -135,7 +158,7 @@ type shareResult struct {
 }
 
 func (m *meter) result() (shareResult, error) {
-	r := shareResult{Count: m.count, Failed: m.failed, FirstError: m.first, Late: m.late, Owed: m.owed, Seconds: m.seconds}
+	r := shareResult{Count: m.count, Failed: m.failed, Missed: m.missed, FirstError: m.first, Late: m.late, Owed: m.owed, Seconds: m.seconds}
 	var err error
 	if m.whole.TotalCount() > 0 {
 		if r.Latency, err = m.whole.Encode(hdrhistogram.V2CompressedEncodingCookieBase); err != nil {
@@ -160,6 +183,7 @@ func (r *Result) merge(shares []shareResult) error {
 	for _, s := range shares {
 		r.Count += s.Count
 		r.Failed += s.Failed
+		r.Missed += s.Missed
 		r.Generator.Late += s.Late
 		def(&r.FirstError, s.FirstError)
 		r.Generator.CPU += s.CPU
@@ -185,6 +209,8 @@ func (r *Result) merge(shares []shareResult) error {
 		if s.latency.TotalCount() > 0 {
 			p.P50 = time.Duration(s.latency.ValueAtPercentile(50))
 			p.P99 = time.Duration(s.latency.ValueAtPercentile(99))
+			// The whole run's histogram is the finer one.
+			p.Max = time.Duration(min(s.latency.Max(), whole.Max()))
 		}
 		r.Series = append(r.Series, p)
 	}

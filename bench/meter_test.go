@@ -162,6 +162,44 @@ func TestMergeIsWhole(t *testing.T) {
 	}
 }
 
+// TestSeriesHasTheWorst: what came in the part of a second at the end, such as
+// the answers behind a stall, is not missing from the plot.
+func TestSeriesHasTheWorst(t *testing.T) {
+	m := newMeter()
+	m.start(1)
+	m.observe(1, 1+int64(time.Millisecond))
+	m.observe(1, 1+int64(3*time.Millisecond))
+	m.observe(1, 1+int64(2*time.Millisecond))
+	m.tick(1+sec, 5)
+	m.observe(sec/2, 1+sec+int64(700*time.Millisecond))
+	m.end(1+sec+int64(800*time.Millisecond), 4)
+	share, err := m.result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Result{Duration: time.Second}
+	if err := r.merge([]shareResult{share}); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Series) != 1 || r.Series[0].Connections != 5 || r.Series[0].Rate != 3 {
+		t.Fatalf("%+v", r.Series)
+	}
+	p := r.Series[0]
+	if p.Max != r.Latency.Max || p.Max < 1200*time.Millisecond || p.P50 < 2*time.Millisecond || p.P50 > 4*time.Millisecond {
+		t.Errorf("p50 %s, max %s, of all %s", p.P50, p.Max, r.Latency.Max)
+	}
+	if m.started != 0 {
+		t.Error("it goes on")
+	}
+	// Shorter than a second: there is no point to put it to.
+	m.start(1)
+	m.observe(1, 5000)
+	m.end(sec/2, 1)
+	if share, err = m.result(); err != nil || len(share.Seconds) != 0 || share.Count != 1 {
+		t.Errorf("%+v, %v", share, err)
+	}
+}
+
 func TestMergeNothing(t *testing.T) {
 	var r Result
 	if err := r.merge([]shareResult{{}, {Count: 3}}); err != nil || r.Count != 3 || r.Latency != nil || r.Rate != 0 || r.Generator.Busy != 0 {

@@ -3,10 +3,16 @@ package bench_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"net/http"
+	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"perch/bench"
 	"perch/internal/testkit"
@@ -88,6 +94,44 @@ func TestScenarios(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestServerOutlivesThread: the kernel kills a child with the thread that
+// started it, not with the process.
+func TestServerOutlivesThread(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	thread := make(chan int)
+	started := make(chan *bench.Server, 1)
+	var begin func()
+	begin = func() {
+		runtime.LockOSThread() // and never unlocked: it ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			go begin() // the process's first thread would stay
+			<-ctx.Done()
+			return
+		}
+		thread <- unix.Gettid()
+		s, _ := perchServer(t, ctx)
+		started <- s
+	}
+	go begin()
+	path := fmt.Sprintf("/proc/self/task/%d", <-thread)
+	s := <-started
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(path); err != nil {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("the thread goes on")
+		}
+	}
+	resp, err := http.Get(s.Admin + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // TestRefused: a server that takes no such session makes a run fail with the

@@ -72,6 +72,7 @@ func (r *Report) withoutNaN() *Report {
 			for _, v := range []*float64{&ratio.Perch, &ratio.Other, &ratio.Ratio, &ratio.Low, &ratio.High, &ratio.Target} {
 				clean(v)
 			}
+			ratio.OK = ratio.OK && ratio.measured()
 		}
 		out.Comparison = &c
 	}
@@ -170,6 +171,9 @@ func (row *reportRow) writeBlock(b *bytes.Buffer) {
 		count += "none failed"
 	} else {
 		count += humanCount(row.Failed) + " FAILED"
+		if row.Missed > 0 {
+			count += " (" + row.missedText() + ")"
+		}
 		if row.FirstError != "" {
 			count += ", the first: " + row.FirstError
 		}
@@ -209,14 +213,31 @@ func (l *Latency) line() string {
 
 func (row *reportRow) sayUsage(say func(name, format string, args ...any)) {
 	u := row.Usage
+	if u.CPU > 0 {
+		row.sayCPU(say)
+	}
+	if u.RssAfter > 0 {
+		row.sayMemory(say)
+	}
+	if u.Goroutines > 0 || u.GCs > 0 {
+		say("go", "%s, %s, %s paused", plural(int64(u.Goroutines), "goroutine"), plural(int64(u.GCs), "GC"), humanDuration(u.GCPause))
+	}
+}
+
+func (row *reportRow) sayCPU(say func(name, format string, args ...any)) {
+	u := row.Usage
 	cpu := humanDuration(u.CPU) + " CPU"
 	if u.CPUPer > 0 {
 		cpu = humanDuration(u.CPUPer) + " CPU per " + row.Unit
 	}
-	if row.Duration > 0 && u.CPU > 0 {
+	if row.Duration > 0 {
 		cpu += ", " + humanShare(float64(u.CPU)/float64(row.Duration)) + " of a core"
 	}
 	say("server", "%s", cpu)
+}
+
+func (row *reportRow) sayMemory(say func(name, format string, args ...any)) {
+	u := row.Usage
 	memory := "RssAnon " + humanBytes(float64(u.RssAfter))
 	if u.RssBefore > 0 {
 		memory += " (" + humanBytes(float64(u.RssBefore)) + " before)"
@@ -228,9 +249,6 @@ func (row *reportRow) sayUsage(say func(name, format string, args ...any)) {
 		memory += ", kernel sockets " + humanBytes(float64(u.KernelSockets))
 	}
 	say("memory", "%s", memory)
-	if u.Goroutines > 0 || u.GCs > 0 {
-		say("go", "%s, %s, %s paused", plural(int64(u.Goroutines), "goroutine"), plural(int64(u.GCs), "GC"), humanDuration(u.GCPause))
-	}
 }
 
 // bytesEach is in plain bytes up to 100,000: the difference between 934 and
@@ -266,6 +284,9 @@ func (g *reportGroup) writeTable(b *bytes.Buffer) {
 		if row.Generator.Saturated {
 			marks = append(marks, row.Label)
 		}
+		if row.Missed > 0 {
+			failures = append(failures, row.Label+": "+row.missedText())
+		}
 		if row.Failed > 0 && row.FirstError != "" {
 			failures = append(failures, row.Label+" failed first with: "+row.FirstError)
 		}
@@ -289,6 +310,9 @@ func (c *Comparison) writeText(b *bytes.Buffer) {
 		return
 	}
 	fmt.Fprintf(b, "\nPerch beside the others, %s interleaved; ratio = Perch / peer, with its 95 %% interval\n", plural(int64(c.Rounds), "round"))
+	if c.fewRounds() {
+		fmt.Fprintf(b, "(no interval of fewer than %d rounds)\n", leastRounds)
+	}
 	scenario := ""
 	for _, m := range c.measures() {
 		if m.Scenario != scenario {
@@ -297,7 +321,7 @@ func (c *Comparison) writeText(b *bytes.Buffer) {
 		}
 		table := [][]string{{m.Measure, "perch", "peer", "ratio", "low–high", "target", ""}}
 		for _, ratio := range m.Ratios {
-			line := []string{ratio.Peer, humanMeasure(ratio.Perch, m.Unit), humanMeasure(ratio.Other, m.Unit), humanRatio(ratio.Ratio),
+			line := []string{ratio.Peer, someMeasure(ratio.Perch, m.Unit), someMeasure(ratio.Other, m.Unit), ratioText(ratio),
 				ratioRange(ratio), "", ""}
 			if ratio.Target > 0 {
 				line[5], line[6] = "≤ "+humanRatio(ratio.Target), verdict(ratio)
@@ -306,17 +330,49 @@ func (c *Comparison) writeText(b *bytes.Buffer) {
 		}
 		writeColumns(b, "lrrrrrl", table)
 	}
-	if met, all := c.targets(); all > 0 {
-		fmt.Fprintf(b, "\n%d of %s met\n", met, plural(int64(all), "target"))
+	if met, unknown, all := c.targets(); all > 0 {
+		fmt.Fprintf(b, "\n%d of %s met", met, plural(int64(all), "target"))
+		if unknown > 0 {
+			fmt.Fprintf(b, ", %d %s", unknown, notMeasured)
+		}
+		fmt.Fprintln(b)
 	}
 }
 
+// someMeasure is a value that was measured: none is zero.
+func someMeasure(v float64, unit string) string {
+	if !(v > 0) {
+		return noValue
+	}
+	return humanMeasure(v, unit)
+}
+
+func ratioText(r Ratio) string {
+	if !r.measured() {
+		return noValue
+	}
+	return humanRatio(r.Ratio)
+}
+
+// ratioRange is the interval, or the number of rounds that are too few for one.
 func ratioRange(r Ratio) string {
+	switch {
+	case r.measured() && r.Rounds > 0 && r.Rounds < leastRounds:
+		return plural(int64(r.Rounds), "round")
+	case !r.hasInterval():
+		return noValue
+	}
 	return strings.TrimSuffix(humanRatio(r.Low), "×") + "–" + strings.TrimSuffix(humanRatio(r.High), "×")
 }
 
+// notMeasured is what a target gets of which nothing is known.
+const notMeasured = "not measured"
+
 func verdict(r Ratio) string {
-	if r.OK {
+	switch {
+	case !r.measured():
+		return notMeasured
+	case r.OK:
 		return "ok"
 	}
 	return "MISSED"

@@ -35,8 +35,12 @@ func exampleResult(scenario, server, mode string, cost float64, seed uint64) Res
 		if s == 17 && cost > 2 {
 			rate *= 0.35
 		}
-		r.Series = append(r.Series, Point{At: time.Duration(s) * time.Second, Connections: 1000, Rate: rate, P50: us(120), P99: us(1400),
-			RssAnon: int64(9e6 * cost)})
+		point := Point{At: time.Duration(s) * time.Second, Connections: 1000, Rate: rate, P50: us(120), P99: us(1400), Max: us(3e3),
+			RssAnon: int64(9e6 * cost)}
+		if s == 17 {
+			point.Max = time.Duration(22e6 * cost)
+		}
+		r.Series = append(r.Series, point)
 	}
 	return r
 }

@@ -50,8 +50,9 @@ func FuzzReport(f *testing.F) {
 		short, long := time.Duration(m), time.Duration(n)
 		res := Result{Scenario: scenario, Server: server, Mode: unit, Unit: unit, Connections: int(m), Want: a, Rate: b, Failed: n,
 			Size: int(n), Count: m, Duration: long, FirstError: server, Notes: []string{unit},
-			Latency:   &Latency{Count: max(m, 1), Min: short, Max: long, Percentiles: []Percentile{{50, short}, {a, long}, {99, long}, {b, 1}}},
-			Series:    []Point{{At: short, Connections: 1, Rate: a, RssAnon: n}, {At: long, Connections: int(m), Rate: b, RssAnon: m}},
+			Latency: &Latency{Count: max(m, 1), Min: short, Max: long, Percentiles: []Percentile{{50, short}, {a, long}, {99, long}, {b, 1}}},
+			Series: []Point{{At: short, Connections: 1, Rate: a, P50: short, Max: long, RssAnon: n}, {At: 1}, {At: 2, P50: 1, Max: short},
+				{At: long, Connections: int(m), Rate: b, P50: long, Max: short, RssAnon: m}},
 			Usage:     &Usage{CPU: short, CPUPer: long, RssBefore: m, RssAfter: n, PerConnection: a, KernelSockets: n, Goroutines: int(m), GCs: int(n)},
 			Generator: Generator{Processes: int(m), Busy: b, Late: n, Saturated: m > n}}
 		other := res

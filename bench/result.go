@@ -30,6 +30,9 @@ type Result struct {
 	Want   float64 `json:"rate_wanted,omitempty"`
 	Rate   float64 `json:"rate"`
 	Failed int64   `json:"failed"` // connections refused or lost, error replies
+	// Missed are those of Failed that an open loop never sent: the server did not
+	// read, and no more may wait for it than a bound of bytes for each connection.
+	Missed int64 `json:"missed,omitempty"`
 	// FirstError is what the first failure said.
 	FirstError string `json:"first_error,omitempty"`
 	// Latency is missing where nothing is waited for.
@@ -65,8 +68,11 @@ type Point struct {
 	At          time.Duration `json:"at_ns"` // from the start of the scenario
 	Connections int           `json:"connections"`
 	Rate        float64       `json:"rate"` // units per second
-	P50         time.Duration `json:"p50_ns,omitempty"`
-	P99         time.Duration `json:"p99_ns,omitempty"`
+	// The latencies are those of what was answered in this second, 0 where
+	// nothing was. The last point's are also of what came behind it.
+	P50 time.Duration `json:"p50_ns,omitempty"`
+	P99 time.Duration `json:"p99_ns,omitempty"`
+	Max time.Duration `json:"max_ns,omitempty"`
 	// RssAnon is the server's, in bytes; 0: not known.
 	RssAnon int64 `json:"rss_anon,omitempty"`
 }
@@ -142,11 +148,14 @@ type Ratio struct {
 	// Perch and Other are the medians of the rounds.
 	Perch float64 `json:"perch"`
 	Other float64 `json:"peer_value"`
-	// Ratio is the median of the rounds' ratios, Low and High their 95 %
-	// confidence interval (bootstrap).
+	// Ratio is the median of the rounds' ratios, 0 where one side could not be
+	// measured. Low and High are their 95 % confidence interval (bootstrap), 0 of
+	// fewer than three rounds.
 	Ratio float64 `json:"ratio"`
-	Low   float64 `json:"low"`
-	High  float64 `json:"high"`
+	Low   float64 `json:"low,omitempty"`
+	High  float64 `json:"high,omitempty"`
+	// Rounds is in how many both were measured; 0: in all of the comparison.
+	Rounds int `json:"rounds,omitempty"`
 	// Target is what Perch promises of this ratio; 0: nothing. OK says that Ratio
 	// is within it.
 	Target float64 `json:"target,omitempty"`

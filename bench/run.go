@@ -161,6 +161,10 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 // missing counts what was published and not delivered as failed: a server that
 // drops must not look fast.
 func (r *run) missing(shares []shareResult) {
+	if each := deliveriesOf(r.o.Scenario, r.sessions); each > 1 {
+		// A publication that never left is missed by all.
+		r.result.Failed += r.result.Missed * (each - 1)
+	}
 	var due int64
 	for _, s := range shares {
 		due += s.Owed * deliveriesOf(r.o.Scenario, r.sessions)

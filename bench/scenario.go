@@ -198,6 +198,10 @@ func (g *generator) echo() error {
 					g.m.fail("no session is left to send on")
 					continue
 				}
+				if g.c.full(i) {
+					g.m.miss(1)
+					continue
+				}
 				under++
 				g.peers[i].push(due)
 				g.m.sent(due, t)

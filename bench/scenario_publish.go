@@ -47,6 +47,15 @@ func (g *generator) publication(dst []byte, topic string, due int64) []byte {
 	return appendFrame(dst, opText, publish(nil, g.commands+10, topic, data))
 }
 
+// single sends one publication, if the connection takes it.
+func (g *generator) single(i int, topic string, due int64) {
+	if g.c.full(i) {
+		g.m.miss(1)
+		return
+	}
+	g.c.send(i, g.publication(nil, topic, due))
+}
+
 // drained is how long after the last delivery nothing more is expected, and
 // drainLimit how long that is waited for.
 const (
@@ -104,6 +113,10 @@ func (g *generator) fanout() error {
 			if i < 0 {
 				break
 			}
+			if g.c.full(i) {
+				g.m.miss(int64(g.o.Burst))
+				continue
+			}
 			frames = frames[:0]
 			for range g.o.Burst {
 				frames = g.publication(frames, g.topic(g.number(i)), due)
@@ -139,6 +152,22 @@ func (g *generator) publishing(next func(int64) int64) error {
 	return g.end()
 }
 
+// The strides of spread: primes, far from a part of usual counts.
+const (
+	strideOne = 7919
+	strideTwo = 7907
+)
+
+// spread is the place, of n, that a turn goes to: all in n turns, and none next
+// to the one before, whose connection the server took at about the same time.
+func spread(turn int64, n int) int {
+	stride := int64(strideOne)
+	if n%strideOne == 0 {
+		stride = strideTwo // with a common divisor some would never be visited
+	}
+	return int(turn % int64(n) * stride % int64(n))
+}
+
 // mixed is a day's mixture: of ten events nine are publications to one
 // session and one is a session that goes and comes back; and once a second there
 // is a publication to all.
@@ -157,7 +186,7 @@ func (g *generator) mixed() error {
 				break
 			}
 			if i := g.publisher(); i >= 0 {
-				g.c.send(i, g.publication(nil, defaultTopic, due))
+				g.single(i, defaultTopic, due)
 			}
 		}
 		for failure == nil {
@@ -165,13 +194,16 @@ func (g *generator) mixed() error {
 			if !ok {
 				return min(due, all.due())
 			}
+			// Each kind goes its own round: with one for both, a multiple of ten
+			// connections has its replaced among a tenth of the places.
+			replaced := p.n / 10
 			g.m.sent(due, t)
-			i := int(p.n*7919) % len(g.peers)
-			switch {
-			case p.n%10 == 0:
-				failure = g.replace(i, due)
-			case g.peers[i].ready:
-				g.c.send(i, g.publication(nil, g.topic(g.number(i)), due))
+			if p.n%10 == 0 {
+				failure = g.replace(spread(replaced, len(g.peers)), due)
+				continue
+			}
+			if i := spread(p.n-replaced, len(g.peers)); g.peers[i].ready {
+				g.single(i, g.topic(g.number(i)), due)
 			}
 		}
 		return t + int64(time.Second)
@@ -305,7 +337,7 @@ func (g *generator) push() error {
 				return due
 			}
 			g.m.sent(due, t)
-			i := int(p.n*7919) % len(g.peers)
+			i := spread(p.n, len(g.peers))
 			select {
 			case b.queue <- publishing{g.topic(g.number(i)), stamped(due, g.o.Size)}:
 				g.m.owe(due, 1)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,16 +129,31 @@ func (s *Server) start(path string, args, env []string) error {
 	}
 	s.cmd.Env = append(s.cmd.Env, env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	s.cmd.SysProcAttr = apart()
+	started := make(chan error)
+	go func() {
+		// Its parent is the thread, which has to last as long as it does.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := s.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = s.cmd.Wait() // how it ended shows in its output
+			close(s.exited)
+		}
+	}()
+	if err := <-started; err != nil {
 		s.remove()
 		return fmt.Errorf("bench: starting %s: %w", s.Name, err)
 	}
-	go func() {
-		_ = s.cmd.Wait() // how it ended shows in its output
-		close(s.exited)
-	}()
 	return nil
+}
+
+// apart makes a process that an interrupt from the terminal does not reach, so
+// that the bench ends it when it has read what it wants to, and that does not
+// outlive the thread that starts it, however the bench ends.
+func apart() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
 // wait returns when the server takes connections, and is ready.

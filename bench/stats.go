@@ -10,6 +10,10 @@ import (
 // second digit.
 const resamples = 2000
 
+// leastRounds are those from which on an interval is given: that of two could
+// only be these two.
+const leastRounds = 3
+
 // Median returns the middle of the values, between the two middle ones of an
 // even number, and 0 of none. It leaves the values as they are.
 func Median(values []float64) float64 {
@@ -29,18 +33,13 @@ func Median(values []float64) float64 {
 // time, so a report can be reckoned again from its rounds.
 //
 // A round that misses a value, or has one that is not above zero, is left out.
-// One round gives low = high = ratio: nothing is known of its spread; none gives
-// zeros.
+// Of fewer than leastRounds no interval is given, low and high are 0; without
+// any all are 0.
 func RatioCI(perch, other []float64) (ratio, low, high float64) {
-	ratios := make([]float64, 0, len(perch))
-	for i := range min(len(perch), len(other)) {
-		if r := perch[i] / other[i]; perch[i] > 0 && other[i] > 0 && r > 0 && isFinite(r) {
-			ratios = append(ratios, r)
-		}
-	}
+	ratios := roundRatios(perch, other)
 	ratio = Median(ratios)
-	if len(ratios) < 2 {
-		return ratio, ratio, ratio
+	if len(ratios) < leastRounds {
+		return ratio, 0, 0
 	}
 	random := rand.New(rand.NewPCG(6455, 13)) // any fixed seed
 	medians := make([]float64, resamples)
@@ -54,6 +53,17 @@ func RatioCI(perch, other []float64) (ratio, low, high float64) {
 	}
 	slices.Sort(medians)
 	return ratio, min(quantile(medians, 0.025), ratio), max(quantile(medians, 0.975), ratio)
+}
+
+// roundRatios are those of the rounds in which both sides were measured.
+func roundRatios(perch, other []float64) []float64 {
+	ratios := make([]float64, 0, len(perch))
+	for i := range min(len(perch), len(other)) {
+		if r := perch[i] / other[i]; perch[i] > 0 && other[i] > 0 && r > 0 && isFinite(r) {
+			ratios = append(ratios, r)
+		}
+	}
+	return ratios
 }
 
 // quantile takes what lies at share q of sorted values, between two of them in

@@ -36,13 +36,14 @@ func TestRatioCI(t *testing.T) {
 		ratio, low, high float64
 	}{
 		"no rounds":            {nil, nil, 0, 0, 0},
-		"one round":            {[]float64{3}, []float64{4}, 0.75, 0.75, 0.75},
+		"one round":            {[]float64{3}, []float64{4}, 0.75, 0, 0},
+		"two rounds":           {[]float64{3, 5}, []float64{4, 4}, 1, 0, 0},
 		"no spread":            {[]float64{1, 2, 3}, []float64{2, 4, 6}, 0.5, 0.5, 0.5},
 		"three rounds":         {[]float64{1, 2, 3}, []float64{1, 1, 1}, 2, 1, 3},
 		"pairs, not medians":   {[]float64{1, 10, 100}, []float64{2, 20, 200}, 0.5, 0.5, 0.5},
-		"unequal lengths":      {[]float64{1, 9}, []float64{2}, 0.5, 0.5, 0.5},
-		"a round without peer": {[]float64{1, 9, 1}, []float64{2, 0, 2}, 0.5, 0.5, 0.5},
-		"a round without us":   {[]float64{1, 0, nan}, []float64{2, 1, 1}, 0.5, 0.5, 0.5},
+		"unequal lengths":      {[]float64{1, 1, 2, 9}, []float64{2, 2, 4}, 0.5, 0.5, 0.5},
+		"a round without peer": {[]float64{1, 9, 1, 1}, []float64{2, 0, 2, 2}, 0.5, 0.5, 0.5},
+		"a round without us":   {[]float64{1, 0, nan}, []float64{2, 1, 1}, 0.5, 0, 0},
 		"nothing left":         {[]float64{0}, []float64{0}, 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

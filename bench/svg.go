@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -34,6 +33,7 @@ type linePlot struct {
 	X, Y            []plotTick
 	Lines           []plotLine
 	Goal            *plotTick // a level that was wanted
+	Keys            []legend  // of lines that are not servers
 }
 
 type plotTick struct {
@@ -44,11 +44,11 @@ type plotTick struct {
 }
 
 type plotLine struct {
-	Name   string
-	Class  int
-	Points string // of a polyline, x from 0 to 1000
-	Marks  []plotMark
-	Shown  bool // the marks are drawn, not only found by the pointer
+	Name  string
+	Class int
+	Parts []string // points of a polyline each, x from 0 to 1000
+	Marks []plotMark
+	Shown bool // the marks are drawn, not only found by the pointer
 }
 
 type plotMark struct {
@@ -69,6 +69,7 @@ type curve struct {
 type curvePoint struct {
 	x, y float64
 	tip  string
+	gap  bool // nothing is known between the point before and this
 }
 
 // draw scales the curves and places the ticks.
@@ -86,11 +87,21 @@ func (p *linePlot) draw(curves []curve, x, y scale, xTicks, yTicks []plotTick, s
 	}
 	for _, c := range curves {
 		line := plotLine{Name: c.name, Class: c.class, Shown: shown}
-		var points strings.Builder
+		var points []string // of a part
+		end := func() {
+			if len(points) == 1 {
+				points = append(points, points[0]) // a line of no length is seen as a dot
+			}
+			line.Parts = append(line.Parts, strings.Join(points, " "))
+			points = nil
+		}
 		every := (len(c.points) + maxMarks - 1) / maxMarks
 		for i, at := range c.points {
 			px, py := x.share(at.x), height*(1-y.share(at.y))
-			fmt.Fprintf(&points, "%s,%s ", plain(1000*px), plain(py))
+			if at.gap && len(points) > 0 {
+				end()
+			}
+			points = append(points, plain(1000*px)+","+plain(py))
 			if i%every == 0 || i == len(c.points)-1 {
 				mark := plotMark{X: round2(100 * px), Y: round2(py), Class: c.class, Tip: at.tip, Side: "middle", Below: py < 24}
 				if len(curves) > 1 {
@@ -104,7 +115,7 @@ func (p *linePlot) draw(curves []curve, x, y scale, xTicks, yTicks []plotTick, s
 				line.Marks = append(line.Marks, mark)
 			}
 		}
-		line.Points = strings.TrimSpace(points.String())
+		end()
 		p.Lines = append(p.Lines, line)
 	}
 	// What stands last is drawn on top: Perch.
@@ -131,27 +142,36 @@ func thin(points []curvePoint) []curvePoint {
 		return points
 	}
 	out := []curvePoint{points[0]}
-	inner := points[1 : len(points)-1]
+	inner := points[1:]
+	at := 0 // of inner, the first that was not looked at
+	keep := func(to int) {
+		p := inner[to]
+		// A gap before a point that is left out is one before the next.
+		p.gap = slices.ContainsFunc(inner[at:to+1], func(p curvePoint) bool { return p.gap })
+		out = append(out, p)
+		at = to + 1
+	}
 	for i := range parts {
-		part := inner[i*len(inner)/parts : (i+1)*len(inner)/parts]
-		if len(part) == 0 {
+		from, to := i*(len(inner)-1)/parts, (i+1)*(len(inner)-1)/parts
+		if from == to {
 			continue
 		}
-		low, high := 0, 0
-		for j := range part {
-			if part[j].y < part[low].y {
+		low, high := from, from
+		for j := from; j < to; j++ {
+			if inner[j].y < inner[low].y {
 				low = j
 			}
-			if part[j].y > part[high].y {
+			if inner[j].y > inner[high].y {
 				high = j
 			}
 		}
-		out = append(out, part[min(low, high)])
+		keep(min(low, high))
 		if low != high {
-			out = append(out, part[max(low, high)])
+			keep(max(low, high))
 		}
 	}
-	return append(out, points[len(points)-1])
+	keep(len(inner) - 1)
+	return out
 }
 
 func ticksOf(values []float64, label func(v float64) string) []plotTick {
@@ -197,7 +217,7 @@ func latencyPlot(id string, g *reportGroup, class map[string]int) *linePlot {
 		c := curve{name: row.Label, class: class[row.Label]}
 		add := func(x float64, d time.Duration, name string) {
 			if d > 0 {
-				c.points = append(c.points, curvePoint{x, float64(d), name + " " + humanDuration(d)})
+				c.points = append(c.points, curvePoint{x: x, y: float64(d), tip: name + " " + humanDuration(d)})
 			}
 		}
 		for _, p := range row.Latency.Percentiles {
@@ -233,42 +253,6 @@ func latencyPlot(id string, g *reportGroup, class map[string]int) *linePlot {
 	return p
 }
 
-// ratePlot is what was reached second by second. nil for less than two seconds.
-func ratePlot(id string, g *reportGroup, class map[string]int) *linePlot {
-	var curves []curve
-	var want float64
-	for _, row := range g.Rows {
-		c := curve{name: row.Label, class: class[row.Label]}
-		some := false
-		for _, p := range row.Series {
-			if isFinite(p.Rate) && p.Rate >= 0 && p.At >= 0 {
-				c.points = append(c.points, curvePoint{p.At.Seconds(), p.Rate, humanRate(p.Rate) + " after " + clockTime(p.At)})
-				some = some || p.Rate > 0
-			}
-		}
-		if some && len(c.points) > 1 {
-			c.points = thin(c.points)
-			curves = append(curves, c)
-			want = max(want, row.Want)
-		}
-	}
-	if len(curves) == 0 {
-		return nil
-	}
-	length, _, high := ends(curves)
-	y, values := linearScale(max(high, want), 1)
-	x, seconds := timeScale(length)
-	p := &linePlot{ID: id, Title: "Throughput over time", XName: "time since the start", YName: pluralNoun(g.Unit) + " per second"}
-	p.Desc = "Rate in each second of the run. " + describe(curves, " at the end")
-	p.draw(curves, x, y, ticksOf(seconds, func(v float64) string { return clockTime(time.Duration(v * float64(time.Second))) }),
-		ticksOf(values, axisCount), false)
-	if common, ok := g.want(); ok {
-		p.Goal = &plotTick{At: round2(plotHeight * (1 - y.share(common))), Label: humanRate(common) + " wanted"}
-		p.Desc += " Wanted: " + humanRate(common) + "."
-	}
-	return p
-}
-
 // memoryPlot has the server's memory against the connections it held. nil where
 // these did not grow or nobody looked.
 func memoryPlot(id string, g *reportGroup, class map[string]int) *linePlot {
@@ -280,8 +264,8 @@ func memoryPlot(id string, g *reportGroup, class map[string]int) *linePlot {
 	for _, row := range g.Rows {
 		c := curve{name: row.Label, class: class[row.Label]}
 		at := func(connections int, rss int64) curvePoint {
-			return curvePoint{float64(connections), float64(rss),
-				humanBytes(float64(rss)) + " at " + humanCount(int64(connections)) + " connections"}
+			return curvePoint{x: float64(connections), y: float64(rss),
+				tip: humanBytes(float64(rss)) + " at " + humanCount(int64(connections)) + " connections"}
 		}
 		if u := row.Usage; u != nil && u.RssBefore > 0 {
 			c.points = append(c.points, at(0, u.RssBefore))

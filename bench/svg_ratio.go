@@ -90,23 +90,22 @@ type ratioMark struct {
 	At, Low, High, TargetAt    float64 // percent
 	Width                      float64 // of the interval
 	Y                          int
-	HasTarget, OK              bool
+	HasTarget, OK, HasRange    bool
 }
 
-func ratioDots(id string, m *measureGroup, rounds int) *ratioPlot {
+func ratioDots(id string, m *measureGroup) *ratioPlot {
 	low, high := 0.5, 2.0
 	var shown []Ratio
+	var unknown []string
 	for _, r := range m.Ratios {
-		if !(r.Ratio > 0) || !isFinite(r.Ratio) {
+		if !r.measured() {
+			unknown = append(unknown, r.Peer)
 			continue
 		}
-		if !(r.Low > 0) || r.Low > r.Ratio {
-			r.Low = r.Ratio
+		low, high = min(low, r.Ratio), max(high, r.Ratio)
+		if r.hasInterval() {
+			low, high = min(low, r.Low), max(high, r.High)
 		}
-		if !isFinite(r.High) || r.High < r.Ratio {
-			r.High = r.Ratio
-		}
-		low, high = min(low, r.Low), max(high, r.High)
 		if r.Target > 0 && isFinite(r.Target) {
 			low, high = min(low, r.Target), max(high, r.Target)
 		}
@@ -125,11 +124,17 @@ func ratioDots(id string, m *measureGroup, rounds int) *ratioPlot {
 		p.Ticks = append(p.Ticks, plotTick{At: at, Label: digitsShort(v) + "×", First: at < 4, Last: at > 96})
 	}
 	var words []string
+	few := false
 	for i, r := range shown {
 		row := ratioMark{Peer: shorten(r.Peer, nameInPlot), Ratio: humanRatio(r.Ratio), Range: ratioRange(r), At: percent(r.Ratio),
-			Low: percent(r.Low), High: percent(r.High), Y: ratioRow * i, OK: r.OK}
-		row.Width = round2(max(row.High-row.Low, 0))
-		word := fmt.Sprintf("%s %s (%s", r.Peer, row.Ratio, row.Range)
+			Y: ratioRow * i, OK: r.OK, HasRange: r.hasInterval()}
+		if row.HasRange {
+			row.Low, row.High, row.Range = percent(r.Low), percent(r.High), "95 %: "+row.Range
+			row.Width = round2(max(row.High-row.Low, 0))
+		} else {
+			few = true
+		}
+		word := fmt.Sprintf("%s %s (%s", r.Peer, row.Ratio, ratioRange(r))
 		if r.Target > 0 {
 			row.HasTarget, row.Target, row.TargetAt = true, "≤ "+humanRatio(r.Target), percent(r.Target)
 			word += ", target " + row.Target + " " + verdict(r)
@@ -138,8 +143,11 @@ func ratioDots(id string, m *measureGroup, rounds int) *ratioPlot {
 		words = append(words, word+")")
 	}
 	p.Desc = "What Perch costs over what the peer costs; below 1 Perch is the cheaper. " + strings.Join(words, ", ") + "."
-	if rounds < 2 {
-		p.Desc += " One round: the spread is not known."
+	if len(unknown) > 0 {
+		p.Desc += " Not measured: " + strings.Join(unknown, ", ") + "."
+	}
+	if few {
+		p.Desc += fmt.Sprintf(" No interval of fewer than %d rounds.", leastRounds)
 	}
 	return p
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,6 +96,9 @@ func (r *run) processes(ctx context.Context, command Command) ([]shareResult, er
 	if _, err := r.o.target(); err != nil { // it sets the sources
 		return nil, err
 	}
+	// The processes end with the thread that starts them.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	workers := make([]worker, 0, r.o.Processes)
 	defer func() {
 		cancel()
@@ -106,6 +110,7 @@ func (r *run) processes(ctx context.Context, command Command) ([]shareResult, er
 	for k := range r.o.Processes {
 		cmd := exec.CommandContext(ctx, command.Path, command.Args...)
 		cmd.Stderr = os.Stderr
+		cmd.SysProcAttr = apart()
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			return nil, fmt.Errorf("bench: %w", err)
@@ -129,7 +134,7 @@ func (r *run) processes(ctx context.Context, command Command) ([]shareResult, er
 		for k, w := range workers {
 			var rep report
 			if err := w.lines.Decode(&rep); err != nil {
-				if ctx.Err() != nil { // it was killed, or interrupted as this process was
+				if ctx.Err() != nil { // it was killed
 					return nil, context.Cause(ctx)
 				}
 				return nil, fmt.Errorf("bench: process %d ended: %w", k, err)

@@ -96,6 +96,37 @@ func TestDoctorWrites(t *testing.T) {
 	}
 }
 
+// TestDoctorReadsTheQueue: of a server that runs, the length of the accept queue
+// is the one in force, whatever the sysctl says by now.
+func TestDoctorReadsTheQueue(t *testing.T) {
+	p := startServe(t, t.TempDir(), "--insecure", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+	public := after(t, p.greet, "Perch serves http://")
+	queue := func(args ...string) string {
+		t.Helper()
+		got := doctorRun(t, nil, append([]string{"-n", "10", "--json", "--listen", public}, args...)...)
+		var report doctor.Report
+		if err := json.Unmarshal([]byte(got.stdout), &report); err != nil {
+			t.Fatalf("%v in %s", err, got.stdout)
+		}
+		for _, f := range report.Findings {
+			if f.Name == "accept queue" {
+				return f.Have
+			}
+		}
+		t.Fatal("no accept queue")
+		return ""
+	}
+	for _, args := range [][]string{nil, {"--pid", strconv.Itoa(p.cmd.Process.Pid)}} {
+		if have := queue(args...); !regexp.MustCompile(`^in force: \d+ listeners x \d+, 0 waiting$`).MatchString(have) {
+			t.Errorf("%q: %s", args, have)
+		}
+	}
+	p.drain(t)
+	if have := queue(); !strings.Contains(have, "nobody listens on") {
+		t.Errorf("when it has ended: %s", have)
+	}
+}
+
 var limitPattern = regexp.MustCompile(`LimitNOFILE=(\d+)`)
 
 // TestDoctorKnowsTheServer: the descriptors that the doctor asks for are those

@@ -38,8 +38,8 @@ func somaxconn(e *exam) (Finding, bool) {
 }
 
 // acceptQueue is the backlog in force. The kernel shows it to netlink only;
-// it is the lesser of what the listener asked for, which is somaxconn, and
-// somaxconn.
+// where it does not, the backlog is reckoned as the lesser of what the listener
+// asked for, which is somaxconn, and somaxconn.
 func acceptQueue(e *exam) (Finding, bool) {
 	if e.Generator {
 		return Finding{}, false
@@ -59,16 +59,32 @@ func acceptQueue(e *exam) (Finding, bool) {
 	if !known {
 		return f.as(either(limit < want, Warn), fmt.Sprintf("%d loops x %d", e.Loops, limit))
 	}
-	n, waiting, err := e.listeners(port)
+	inodes, waiting, err := e.listeners(port)
 	if err != nil {
 		return f.unreadable(err)
 	}
+	n := len(inodes)
 	if n == 0 {
 		return f.as(either(limit < want, Warn), fmt.Sprintf("%d loops x %d, nobody listens on %d yet", e.Loops, limit, port))
 	}
+	least, most, room := limit, limit, limit*int64(n)
+	how := "reckoned"
+	if told := e.told(port, inodes); told != nil {
+		least, most, room, waiting = told[0].Backlog, told[0].Backlog, 0, 0
+		for _, l := range told {
+			least, most = min(least, l.Backlog), max(most, l.Backlog)
+			room += l.Backlog
+			waiting += l.Waiting
+		}
+		how = "in force"
+	}
+	length := number(least)
+	if most > least {
+		length += " to " + number(most)
+	}
 	// Half full on the average, while somebody looks, is a server behind.
-	bad := limit < want || waiting*2 > limit*int64(n)
-	return f.as(either(bad, Warn), fmt.Sprintf("%d listeners x %d, %d waiting", n, limit, waiting))
+	bad := least < want || waiting*2 > room
+	return f.as(either(bad, Warn), fmt.Sprintf("%s: %d listeners x %s, %d waiting", how, n, length, waiting))
 }
 
 // port is that of the configured listener.

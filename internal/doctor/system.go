@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -18,11 +19,17 @@ type System struct {
 	PID      int   // the process whose limits, cgroup and network count; 0 means this one
 	CPUs     int   // processors that the process may use; 0 means this process's
 	PageSize int   // bytes; 0 means the machine's
+	// Listeners asks the kernel for the sockets that listen on a port; nil means
+	// this machine's, or nobody where FS is given.
+	Listeners func(port int) ([]Listener, error)
 }
 
 func (s System) withDefaults() System {
 	if s.FS == nil {
 		s.FS = os.DirFS("/")
+		if s.Listeners == nil {
+			s.Listeners = askListeners
+		}
 	}
 	if s.CPUs == 0 {
 		s.CPUs = runtime.GOMAXPROCS(0)
@@ -213,9 +220,9 @@ func (s System) counter(name string) (int64, error) {
 	return 0, fmt.Errorf("%w: /%s", errFormat, file)
 }
 
-// listeners counts the sockets that listen on a port, and the connections that
-// wait in their queues.
-func (s System) listeners(port int) (n int, waiting int64, err error) {
+// listeners finds the sockets that listen on a port in the process's network,
+// and the connections that wait in their queues.
+func (s System) listeners(port int) (inodes []uint32, waiting int64, err error) {
 	seen := false
 	for _, name := range []string{"net/tcp", "net/tcp6"} {
 		f, openErr := s.FS.Open(s.proc(name))
@@ -238,16 +245,39 @@ func (s System) listeners(port int) (n int, waiting int64, err error) {
 			p, err1 := strconv.ParseInt(at, 16, 32)
 			q, err2 := strconv.ParseInt(queue, 16, 64)
 			if err1 == nil && err2 == nil && int(p) == port {
-				n++
 				waiting += q
+				inode := uint64(0) // of none
+				if len(c) > 9 {
+					inode, _ = strconv.ParseUint(c[9], 10, 32)
+				}
+				inodes = append(inodes, uint32(inode))
 			}
 		}
 		_ = f.Close()
 	}
 	if !seen {
-		return 0, 0, err
+		return nil, 0, err
 	}
-	return n, waiting, nil
+	return inodes, waiting, nil
+}
+
+// told is what the kernel tells of these sockets, nothing where it does not tell
+// of each: the process may be in another network namespace than we are.
+func (s System) told(port int, inodes []uint32) []Listener {
+	if s.Listeners == nil {
+		return nil
+	}
+	all, err := s.Listeners(port)
+	if err != nil {
+		return nil // the tables of the kernel without sock_diag are enough to go on
+	}
+	ours := slices.DeleteFunc(slices.Clone(all), func(l Listener) bool {
+		return l.Inode == 0 || !slices.Contains(inodes, l.Inode)
+	})
+	if len(ours) != len(inodes) {
+		return nil
+	}
+	return ours
 }
 
 // slab is what an object of a kernel cache takes of its pages, or fallback
