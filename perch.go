@@ -159,7 +159,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer end()
-	background.Go(func() { settle(life) })
+	background.Go(func() { settle(life, s.net.Open) })
 
 	failed := make(chan error, 3)
 	loops := make(chan error, 1)

@@ -24,41 +24,69 @@ const (
 	// live heap, allocated since the last one made here.
 	settleLeast = 1 << 20
 	settleRest  = 2 * time.Second
+	// Who leaves in numbers, an eighth of all connections and settleCrowd at the
+	// least in a period, is soon back: pages given to the kernel meanwhile would
+	// cost the storm a fault each. What they leave behind is looked after later.
+	settleCrowd  = 1000
+	settleReturn = 10 * time.Second
 )
 
-// settle runs until ctx ends.
-func settle(ctx context.Context) {
+// settler finds the moments at which the heap is looked after.
+type settler struct {
+	allocated  uint64    // in all, at the last step
+	settled    uint64    // in all, when the heap was looked after last
+	open       int       // connections at the last step
+	wave       bool      // one has begun and not ended
+	quiet      int       // periods since a wave's
+	still      int       // periods in which nothing at all went on
+	last, left time.Time // when the heap was looked after, and when a crowd left
+}
+
+// step takes what has been allocated in all, the live heap and the number of
+// connections at the end of a period, and tells whether now is the moment.
+func (w *settler) step(now time.Time, allocated, live uint64, open int) bool {
+	in := allocated - w.allocated
+	w.quiet, w.still = w.quiet+1, w.still+1
+	if in >= settleWave {
+		w.wave, w.quiet = true, 0
+	}
+	if in >= settleStill {
+		w.still = 0
+	}
+	if w.open-open >= max(settleCrowd, w.open/8) {
+		w.left = now
+	}
+	w.allocated, w.open = allocated, open
+	over := w.wave && w.quiet >= 2 || w.still >= 2
+	return over && allocated-w.settled >= settleLeast+live/16 &&
+		now.Sub(w.last) >= settleRest && now.Sub(w.left) >= settleReturn
+}
+
+// done notes that the heap has been looked after.
+func (w *settler) done(now time.Time, allocated uint64) {
+	w.wave = false
+	w.allocated, w.settled, w.last = allocated, allocated, now
+}
+
+// settle runs until ctx ends. open is the number of connections.
+func settle(ctx context.Context, open func() int) {
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	t := time.NewTicker(settleEvery)
 	defer t.Stop()
-	var before, settled uint64
-	last := time.Now()
-	wave := true // the start of the process is one
-	for quiet, still := 0, 0; ; {
+	w := settler{wave: true, last: time.Now()} // the start of the process is a wave
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
 		metrics.Read(sample)
-		now, live := sample[0].Value.Uint64(), sample[1].Value.Uint64()
-		quiet, still = quiet+1, still+1
-		if now-before >= settleWave {
-			wave, quiet = true, 0
-		}
-		if now-before >= settleStill {
-			still = 0
-		}
-		before = now
-		over := wave && quiet >= 2 || still >= 2
-		if !over || now-settled < settleLeast+live/16 || time.Since(last) < settleRest {
+		if !w.step(time.Now(), sample[0].Value.Uint64(), sample[1].Value.Uint64(), open()) {
 			continue
 		}
-		wave = false
 		release()
 		metrics.Read(sample)
-		before, settled = sample[0].Value.Uint64(), sample[0].Value.Uint64()
-		last = time.Now()
+		w.done(time.Now(), sample[0].Value.Uint64())
 	}
 }
 

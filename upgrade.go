@@ -80,7 +80,7 @@ func readUpgrade(r *netpoll.Request) (u upgradeRequest, ok bool) {
 
 // checkUpgrade decides about an opening handshake of the client protocol. Runs
 // on the loop; what is not cheap to verify goes to the pool.
-func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) (d netpoll.Decision, now bool) {
+func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool) {
 	if !s.origins.allow(r.Origin, r.Host) {
 		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
 	}
@@ -107,6 +107,7 @@ func (s *Server) checkUpgrade(r *netpoll.Request, later func(netpoll.Decision)) 
 		return u.verified(claims, err), true
 	}
 	u.token = strings.Clone(u.token)
+	later := r.Later()
 	taken := s.pool.Submit(session.PostOverhead+len(u.token), func() {
 		d := netpoll.Decision{Status: http.StatusInternalServerError, Text: "internal error"}
 		// The pool keeps a panic in; the peer is answered all the same.
@@ -151,7 +152,7 @@ func (u upgradeRequest) verified(claims *auth.Claims, err error) netpoll.Decisio
 }
 
 // checkEcho lets everybody from an allowed origin echo.
-func (s *Server) checkEcho(r *netpoll.Request, _ func(netpoll.Decision)) (netpoll.Decision, bool) {
+func (s *Server) checkEcho(r *netpoll.Request) (netpoll.Decision, bool) {
 	if !s.origins.allow(r.Origin, r.Host) {
 		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
 	}

@@ -122,6 +122,7 @@ type Commands struct {
 // loopState is what one loop keeps. It is touched there and nowhere else.
 type loopState struct {
 	buf []byte
+	cmd *protocol.Command // empty; nil while one is done
 	// expiries are of the subscriptions that end before their session, in Unix
 	// seconds, by topic. Few sessions have any.
 	expiries map[session.ID]map[string]int64
@@ -297,12 +298,26 @@ func (c *Commands) clientID(s *session.Session) string { return s.ClientID(c.opt
 
 // run decodes one command and does it.
 func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
-	var cmd protocol.Command
-	if err := protocol.Decode(raw, e, &cmd); err != nil {
+	// The command is taken out of the loop's state while it is in use: a panic
+	// leaves it behind, half done.
+	st := c.at(s)
+	cmd := st.cmd
+	if st.cmd = nil; cmd == nil {
+		cmd = &protocol.Command{}
+	}
+	c.do(s, e, raw, cmd)
+	*cmd = protocol.Command{}
+	st.cmd = cmd
+}
+
+// do decodes raw into cmd and carries it out. cmd is used again: what outlives
+// the call keeps what cmd points to, not cmd.
+func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *protocol.Command) {
+	if err := protocol.Decode(raw, e, cmd); err != nil {
 		c.malformed(s, err)
 		return
 	}
-	k := kindOf(&cmd)
+	k := kindOf(cmd)
 	switch {
 	case k == kindNone && cmd.Id == 0:
 		c.pong(s)
@@ -317,21 +332,21 @@ func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
 	c.counters.commands[k].Add(1)
 	switch k {
 	case kindConnect:
-		c.connect(s, &cmd)
+		c.connect(s, cmd)
 	case kindSubscribe:
-		c.subscribe(s, &cmd)
+		c.subscribe(s, cmd)
 	case kindUnsubscribe:
-		c.unsubscribe(s, &cmd)
+		c.unsubscribe(s, cmd)
 	case kindPublish:
-		c.publish(s, &cmd)
+		c.publish(s, cmd)
 	case kindRPC:
-		c.call(s, &cmd)
+		c.call(s, cmd)
 	case kindSend:
-		c.sendCommand(s, &cmd)
+		c.sendCommand(s, cmd)
 	case kindRefresh:
-		c.refresh(s, &cmd)
+		c.refresh(s, cmd)
 	case kindSubRefresh:
-		c.subRefresh(s, &cmd)
+		c.subRefresh(s, cmd)
 	case kindPresence, kindPresenceStats, kindHistory:
 		c.fail(s, cmd.Id, protocol.ErrNotAvailable)
 	default:

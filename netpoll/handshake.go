@@ -83,24 +83,17 @@ func (c *conn) request(b []byte, n int) {
 	if ok := c.checkForm(&h); !ok {
 		return
 	}
-	var key [24]byte
-	copy(key[:], h.key)
 	c.endpoint = ep
 	c.mode = modeChecking
-	loop, id := c.loop, c.id()
 	rest := b[n:]
-	r := &loop.request
+	r := &c.loop.request
 	*r = Request{
 		Path: path, Query: query, Host: text(h.host), Origin: text(h.origin),
 		Authorization: text(h.authorization), Protocols: text(h.protocols), UserAgent: text(h.agent), conn: c,
 	}
-	d, now := ep.Check(r, func(d Decision) {
-		loop.Post(0, 0, func(*session.Session) {
-			if c := loop.at(id); c != nil && c.mode == modeChecking {
-				loop.guard(c, func() { c.decide(&d, key, nil) })
-			}
-		})
-	})
+	copy(r.key[:], h.key)
+	key := r.key
+	d, now := ep.Check(r)
 	*r = Request{}
 	if now {
 		c.decide(&d, key, rest)

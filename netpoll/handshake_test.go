@@ -23,11 +23,11 @@ type asked struct {
 	later    []func(Decision)
 }
 
-func (a *asked) check(r *Request, later func(Decision)) (Decision, bool) {
+func (a *asked) check(r *Request) (Decision, bool) {
 	c := *r
 	c.Path, c.Query, c.Host = strings.Clone(r.Path), strings.Clone(r.Query), strings.Clone(r.Host)
 	a.requests = append(a.requests, c)
-	a.later = append(a.later, later)
+	a.later = append(a.later, r.Later())
 	return Decision{}, false
 }
 
@@ -209,12 +209,12 @@ func TestHandshakeTimeout(t *testing.T) {
 // A Check or an Open that panics, or an Open that closes, ends one connection.
 func TestHandshakeEnds(t *testing.T) {
 	for name, tt := range map[string]struct {
-		check  func(*Request, func(Decision)) (Decision, bool)
+		check  func(*Request) (Decision, bool)
 		opened func(*session.Session)
 		panics uint64
 		last   int // the close code; -1: nothing is answered
 	}{
-		"check panics": {func(*Request, func(Decision)) (Decision, bool) { panic("asked for") }, nil, 1, -1},
+		"check panics": {func(*Request) (Decision, bool) { panic("asked for") }, nil, 1, -1},
 		"open panics":  {accept, func(*session.Session) { panic("asked for") }, 1, 1011},
 		"open closes":  {accept, func(s *session.Session) { s.Close(session.ReasonForced) }, 0, 3503},
 	} {
@@ -249,7 +249,7 @@ func TestHandshakeEnds(t *testing.T) {
 func TestCheckRequest(t *testing.T) {
 	var got Request
 	r := newRig(t, func(o *Options) {
-		o.Listeners[0].Endpoints[0].Check = func(r *Request, _ func(Decision)) (Decision, bool) {
+		o.Listeners[0].Endpoints[0].Check = func(r *Request) (Decision, bool) {
 			got = Request{
 				Path: strings.Clone(r.Path), Query: strings.Clone(r.Query), Host: strings.Clone(r.Host),
 				Origin: strings.Clone(r.Origin), Authorization: strings.Clone(r.Authorization),
@@ -277,7 +277,8 @@ func TestCheckLaterStorm(t *testing.T) {
 	var pool sync.WaitGroup
 	s, addr := start(t, func(o *Options) {
 		o.Listeners[0].Endpoints[0].Handler = h
-		o.Listeners[0].Endpoints[0].Check = func(r *Request, later func(Decision)) (Decision, bool) {
+		o.Listeners[0].Endpoints[0].Check = func(r *Request) (Decision, bool) {
+			later := r.Later()
 			d := Decision{Protocol: strings.Clone(r.Protocols)}
 			pool.Go(func() {
 				time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)

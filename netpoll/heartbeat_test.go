@@ -211,7 +211,7 @@ func TestPingKinds(t *testing.T) {
 					e := o.Listeners[0].Endpoints[0]
 					e.Pings[session.EncodingJSON] = own
 					e.ConnectTimeout = 10 * time.Second
-					e.Check = func(*Request, func(Decision)) (Decision, bool) {
+					e.Check = func(*Request) (Decision, bool) {
 						return Decision{Encoding: tt.encoding, FramePings: tt.frames}, true
 					}
 				})
@@ -256,7 +256,7 @@ func TestConnectTimeout(t *testing.T) {
 		r := newRig(t, func(o *Options) {
 			e := o.Listeners[0].Endpoints[0]
 			e.ConnectTimeout = 10 * time.Second
-			e.Check = func(*Request, func(Decision)) (Decision, bool) {
+			e.Check = func(*Request) (Decision, bool) {
 				return Decision{Encoding: session.EncodingJSON}, true
 			}
 		})

@@ -349,10 +349,10 @@ func TestStopInAllStates(t *testing.T) {
 			o.PendingBytes = 1 << 30
 			o.Listeners[0].Endpoints = []*Endpoint{
 				{Path: "/echo", Handler: h, MessageSize: 1 << 20, Check: accept},
-				{Path: "/later", Handler: h, MessageSize: 1 << 20, Check: func(_ *Request, f func(Decision)) (Decision, bool) {
+				{Path: "/later", Handler: h, MessageSize: 1 << 20, Check: func(r *Request) (Decision, bool) {
 					mu.Lock()
 					defer mu.Unlock()
-					later = append(later, f)
+					later = append(later, r.Later())
 					return Decision{}, false
 				}},
 			}

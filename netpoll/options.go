@@ -67,9 +67,9 @@ type Endpoint struct {
 	// none, or the decision asks for it, it sends pings of RFC 6455.
 	Pings [session.EncodingCount][]byte
 	// Check decides about an opening handshake that is right in form: at once, now
-	// being true, or later: then it calls later once, from any goroutine. It runs
-	// on the loop and does not block.
-	Check func(r *Request, later func(Decision)) (d Decision, now bool)
+	// being true, or later, by the function that it has got from Request.Later. It
+	// runs on the loop and does not block.
+	Check func(r *Request) (d Decision, now bool)
 }
 
 // Request is the request head of an opening handshake. Its strings point into
@@ -84,10 +84,24 @@ type Request struct {
 	Protocols string
 	UserAgent string
 	conn      *conn
+	key       [24]byte // the peer's Sec-WebSocket-Key
 }
 
 // Remote is the peer's address, host:port. Runs within Check.
 func (r *Request) Remote() string { return r.conn.Remote() }
+
+// Later is for a Check that can't decide at once: the function it returns takes
+// the decision, once, from any goroutine. Runs within Check.
+func (r *Request) Later() func(Decision) {
+	loop, id, key := r.conn.loop, r.conn.id(), r.key
+	return func(d Decision) {
+		loop.Post(0, 0, func(*session.Session) {
+			if c := loop.at(id); c != nil && c.mode == modeChecking {
+				loop.guard(c, func() { c.decide(&d, key, nil) })
+			}
+		})
+	}
+}
 
 // Decision is what Check says.
 type Decision struct {

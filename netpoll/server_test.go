@@ -44,7 +44,7 @@ func (e echo) Closed(_ *session.Session, r session.Reason) {
 	}
 }
 
-func accept(*Request, func(Decision)) (Decision, bool) { return Decision{}, true }
+func accept(*Request) (Decision, bool) { return Decision{}, true }
 
 // taken holds the addresses given out: with SO_REUSEPORT two tests would share
 // one without a word.

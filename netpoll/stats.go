@@ -94,6 +94,9 @@ type LoopStats struct {
 	Panics        uint64
 }
 
+// Open is the number of connections on the loops. Safe from any goroutine.
+func (s *Server) Open() int { return int(s.open.Load()) }
+
 // Stats adds the loops' counters up. Safe from any goroutine.
 func (s *Server) Stats() Stats {
 	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64)}
