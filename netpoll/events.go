@@ -52,6 +52,7 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 		return nil, gnet.Close
 	}
 	l := s.loopOf(socket.EventLoop())
+	l.storm.prepare(l, socket.Fd())
 	p := s.portOf(socket)
 	if ad != nil {
 		p = ad.port
@@ -75,6 +76,8 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	} else if s.opts.DeferAccept {
 		c.readFirst()
 	}
+	l.storm.accepted(l.stats.Accepted.Load())
+	l.storm.await()
 	return nil, gnet.None
 }
 
@@ -92,6 +95,7 @@ func (e *events) OnTraffic(socket gnet.Conn) gnet.Action {
 	} else {
 		l.flushDirty()
 	}
+	l.storm.await()
 	return gnet.None
 }
 

@@ -45,6 +45,7 @@ type loop struct {
 	join    []byte // where a turn's frames are put together
 	first   []byte // where the first bytes of a new connection are read
 	random  uint64
+	storm   storm
 	// request is what Check is given, used again for each.
 	request Request
 

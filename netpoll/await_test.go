@@ -1,0 +1,179 @@
+package netpoll
+
+import (
+	"errors"
+	"io/fs"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// epollSet makes a set with the read ends of n pipes in it.
+func epollSet(t *testing.T, n int) (epfd int, read, write []int) {
+	t.Helper()
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(epfd) })
+	for range n {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = unix.Close(p[0]), unix.Close(p[1]) })
+		if err := unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, p[0], &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(p[0])}); err != nil {
+			t.Fatal(err)
+		}
+		read, write = append(read, p[0]), append(write, p[1])
+	}
+	return epfd, read, write
+}
+
+func TestEpollOf(t *testing.T) {
+	one, in, _ := epollSet(t, 3)
+	two, other, out := epollSet(t, 30)
+	for _, fd := range in {
+		if got, err := epollOf(fd); got != one || err != nil {
+			t.Errorf("descriptor %d: %d, %v, want %d", fd, got, err, one)
+		}
+	}
+	for _, fd := range other {
+		if got, err := epollOf(fd); got != two || err != nil {
+			t.Errorf("descriptor %d: %d, %v, want %d", fd, got, err, two)
+		}
+	}
+	if got, err := epollOf(out[0]); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a descriptor in no set: %d, %v", got, err)
+	}
+}
+
+func TestReadable(t *testing.T) {
+	epfd, _, out := epollSet(t, 2)
+	if readable(int32(epfd), time.Millisecond) {
+		t.Error("nothing to read, and readable")
+	}
+	// An hour would be noticed.
+	if _, err := unix.Write(out[1], []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if !readable(int32(epfd), time.Hour) {
+		t.Error("not readable")
+	}
+	// The set is level-triggered: who has waited has taken nothing.
+	var ev [4]unix.EpollEvent
+	if n, err := unix.EpollWait(epfd, ev[:], 0); n != 1 || err != nil {
+		t.Errorf("%d events, %v", n, err)
+	}
+}
+
+// A collection needs every goroutine to stop: it does not wait for an event.
+func TestReadableGivesWay(t *testing.T) {
+	epfd, _, out := epollSet(t, 1)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		for !readable(int32(epfd), time.Hour) { // a signal is no event
+		}
+	})
+	for range 10 {
+		runtime.GC()
+	}
+	if _, err := unix.Write(out[0], []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	waiting.Wait()
+}
+
+func TestStorm(t *testing.T) {
+	epfd, _, out := epollSet(t, 1)
+	s := storm{epfd: int32(epfd), sought: true, found: true}
+	n := uint64(0)
+	take := func(k int) {
+		for range k {
+			n++
+			s.accepted(n)
+		}
+	}
+	if take(stormConnects - 1); s.on {
+		t.Error("on too early")
+	}
+	if s.tick(n); s.on {
+		t.Error("a calm tick is a storm")
+	}
+	if take(stormConnects); !s.on {
+		t.Error("not on")
+	}
+	if s.tick(n); !s.on {
+		t.Error("off while it goes on")
+	}
+	// A wait that comes to nothing is not repeated at once.
+	if s.await(); s.skips != stormSkips {
+		t.Errorf("%d to go by", s.skips)
+	}
+	for range stormSkips {
+		s.await()
+	}
+	if s.skips != 0 {
+		t.Errorf("%d to go by", s.skips)
+	}
+	if _, err := unix.Write(out[0], []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if s.await(); s.skips != 0 {
+		t.Error("an event was there, and the wait came to nothing")
+	}
+	if s.tick(n); s.on {
+		t.Error("on when it is over")
+	}
+	s.skips = 1
+	if s.await(); s.skips != 1 {
+		t.Error("waits without a storm")
+	}
+}
+
+// In a storm on every loop there is, each connection is answered, and the
+// goroutines that have no loop get their turn.
+func TestStormServed(t *testing.T) {
+	loops := runtime.GOMAXPROCS(0)
+	var pool sync.WaitGroup
+	s, addr := start(t, func(o *Options) {
+		o.Loops = loops
+		o.Listeners[0].Endpoints[0].Check = func(r *Request) (Decision, bool) {
+			later := r.Later()
+			pool.Go(func() { later(Decision{}) })
+			return Decision{}, false
+		}
+	})
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range max(1, loops) * stormConnects {
+				c := raw(t, addr)
+				_, _ = c.Write(append([]byte(upgradeHead), hello...))
+				b := make([]byte, len(switching))
+				for got := 0; got < len(b); {
+					n, err := c.Read(b[got:])
+					if err != nil {
+						t.Error(err)
+						break
+					}
+					got += n
+				}
+				if string(b) != switching {
+					t.Errorf("answered %q", b)
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	clients.Wait()
+	pool.Wait()
+	s.each(func(l *loop) {
+		if !l.storm.found {
+			t.Errorf("loop %d: the epoll set was not found", l.index)
+		}
+	})
+}
