@@ -122,8 +122,11 @@ func (m *meter) fail(why string) {
 }
 
 // miss counts what was due and could not be sent, since the server does not read.
+// In the warm-up it is a failure, as any, but no part of the load.
 func (m *meter) miss(n int64) {
-	m.missed += n
+	if m.started != 0 {
+		m.missed += n
+	}
 	m.failed += n
 	def(&m.first, fmt.Sprintf("not sent: the server does not read, and %d bytes wait for it on a connection", pendingMost))
 }

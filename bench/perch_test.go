@@ -111,6 +111,7 @@ func TestServerOutlivesThread(t *testing.T) {
 			<-ctx.Done()
 			return
 		}
+		defer close(started)
 		thread <- unix.Gettid()
 		s, _ := perchServer(t, ctx)
 		started <- s
@@ -118,6 +119,9 @@ func TestServerOutlivesThread(t *testing.T) {
 	go begin()
 	path := fmt.Sprintf("/proc/self/task/%d", <-thread)
 	s := <-started
+	if s == nil {
+		t.FailNow() // it has said why
+	}
 	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if _, err := os.Stat(path); err != nil {
 			break

@@ -152,14 +152,15 @@ func (g *generator) publishing(next func(int64) int64) error {
 	return g.end()
 }
 
-// The strides of spread: primes, far from a part of usual counts.
+// The strides of spread: primes that few counts are a multiple of.
 const (
 	strideOne = 7919
 	strideTwo = 7907
 )
 
-// spread is the place, of n, that a turn goes to: all in n turns, and none next
-// to the one before, whose connection the server took at about the same time.
+// spread is the place, of n, that a turn goes to: all in n turns, and for most n
+// far from the one before, whose connection the server took at about the same
+// time.
 func spread(turn int64, n int) int {
 	stride := int64(strideOne)
 	if n%strideOne == 0 {

@@ -19,9 +19,11 @@ import (
 // again, for every one of them: a thread is woken to look for work that isn't
 // there, or the scheduler's watchdog takes the place away and a thread is woken
 // to have it. So while a storm goes on, the loop waits for its next event itself
-// and keeps its place: a sixth of the server's CPU. Other goroutines get their
-// turn before each wait, and the runtime's own wishes (a collection, a turn that
-// has lasted too long) end it by a signal.
+// and keeps its place: a seventh of the server's CPU. Other goroutines that can
+// run get their turn before each wait, and the runtime's own wishes (a
+// collection, a turn that has lasted too long) end it by a signal. Those that
+// wait for the network, net/http's among them, are found when a wait in stormRow
+// is left to gnet: nobody looks for them while all places are kept.
 //
 // Outside storms the events are too far apart: the timer of a wait that comes to
 // nothing costs more than it saves.
@@ -32,6 +34,7 @@ const (
 	stormWait     = time.Millisecond
 	// stormSkips is how many events go by after a wait that came to nothing.
 	stormSkips = 64
+	stormRow   = 16
 )
 
 // storm is what a loop knows of one.
@@ -39,22 +42,20 @@ type storm struct {
 	epfd   int32  // gnet's epoll set of this loop
 	sought bool   // epfd has been looked for
 	found  bool   // and found
+	even   bool   // there is a place in the scheduler for each loop, and no more
 	on     bool   // the storm goes on
 	seen   uint64 // connections taken at the last tick
 	skips  int    // events to go by
+	waits  uint64 // so far
 }
 
 // prepare finds gnet's epoll set of l by a descriptor that is in it, once.
-// Where there are places in the scheduler without a loop, the watchdog leaves
-// loops that wait alone, and there is nothing to save.
 func (t *storm) prepare(l *loop, fd int) {
 	if t.sought {
 		return
 	}
 	t.sought = true
-	if l.server.opts.Loops < runtime.GOMAXPROCS(0) {
-		return
-	}
+	t.count(l.server.opts.Loops)
 	epfd, err := epollOf(fd)
 	if err != nil {
 		l.server.log.Debug("storms cost more", "loop", l.index, "err", err)
@@ -63,28 +64,47 @@ func (t *storm) prepare(l *loop, fd int) {
 	t.epfd, t.found = int32(epfd), true
 }
 
-// accepted is told of each connection, with their number so far.
-func (t *storm) accepted(n uint64) {
+// count compares the loops with the places, whose number the runtime changes
+// with the quota of the cgroup. Where there are more places, the watchdog leaves
+// loops that wait alone, and there is nothing to save; where there are fewer, a
+// loop that keeps its place keeps another from working.
+func (t *storm) count(loops int) { t.even = loops == runtime.GOMAXPROCS(0) }
+
+// accepted is told of each connection, with their number so far and how many of
+// them are open. With the first one open there may have been no ticks.
+func (t *storm) accepted(n uint64, open int64) {
+	if open <= 1 {
+		t.seen, t.on = n, false
+	}
 	if n-t.seen >= stormConnects {
 		t.on = true
 	}
 }
 
 // tick is told of each tick.
-func (t *storm) tick(n uint64) {
+func (t *storm) tick(n uint64, loops int) {
 	t.on = n-t.seen >= stormConnects
 	t.seen = n
+	t.count(loops)
 }
 
 // await returns when gnet has an event for this loop, at the latest after
 // stormWait. It is called between two events of one turn as well: what has not
-// been read yet ends it at once, since gnet's set is level-triggered.
-func (t *storm) await() {
-	if !t.on || !t.found {
+// been read yet ends it at once, since gnet's set is level-triggered for
+// sockets. For wake-ups it is not: those of the inbox are asked for, and gnet's
+// own tasks may have to wait.
+func (t *storm) await(in *inbox) {
+	if !t.on || !t.even || !t.found || in.due() {
 		return
 	}
 	if t.skips > 0 {
 		t.skips--
+		return
+	}
+	if readable(t.epfd, 0) {
+		return
+	}
+	if t.waits++; t.waits%stormRow == 0 {
 		return
 	}
 	runtime.Gosched()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perch/session"
 )
 
 // epollSet makes a set with the read ends of n pipes in it.
@@ -88,33 +90,40 @@ func TestReadableGivesWay(t *testing.T) {
 }
 
 func TestStorm(t *testing.T) {
-	epfd, _, out := epollSet(t, 1)
-	s := storm{epfd: int32(epfd), sought: true, found: true}
+	epfd, in0, out := epollSet(t, 1)
+	loops := runtime.GOMAXPROCS(0)
+	s := storm{epfd: int32(epfd), sought: true, found: true, even: true}
+	var in inbox
 	n := uint64(0)
 	take := func(k int) {
 		for range k {
 			n++
-			s.accepted(n)
+			s.accepted(n, 2)
 		}
 	}
 	if take(stormConnects - 1); s.on {
 		t.Error("on too early")
 	}
-	if s.tick(n); s.on {
+	if s.tick(n, loops); s.on {
 		t.Error("a calm tick is a storm")
 	}
 	if take(stormConnects); !s.on {
 		t.Error("not on")
 	}
-	if s.tick(n); !s.on {
+	if s.tick(n, loops); !s.on {
 		t.Error("off while it goes on")
 	}
+	in.awake = true
+	if s.await(&in); s.skips != 0 {
+		t.Error("waits although the inbox is due")
+	}
+	in.awake = false
 	// A wait that comes to nothing is not repeated at once.
-	if s.await(); s.skips != stormSkips {
+	if s.await(&in); s.skips != stormSkips {
 		t.Errorf("%d to go by", s.skips)
 	}
 	for range stormSkips {
-		s.await()
+		s.await(&in)
 	}
 	if s.skips != 0 {
 		t.Errorf("%d to go by", s.skips)
@@ -122,14 +131,47 @@ func TestStorm(t *testing.T) {
 	if _, err := unix.Write(out[0], []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if s.await(); s.skips != 0 {
+	if s.await(&in); s.skips != 0 {
 		t.Error("an event was there, and the wait came to nothing")
 	}
-	if s.tick(n); s.on {
+	waits := s.waits
+	if _, err := unix.Read(in0[0], make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	// One in a row is gnet's, however many come to nothing.
+	left := 0
+	for range stormRow {
+		s.skips = 0
+		s.await(&in)
+		if s.skips == 0 {
+			left++
+		}
+	}
+	if left != 1 || s.waits != waits+stormRow {
+		t.Errorf("%d of %d waits left to gnet", left, s.waits-waits)
+	}
+	s.skips = 0
+	if s.tick(n, loops); s.on {
 		t.Error("on when it is over")
 	}
+	// Loops without a place of their own, or places without a loop.
+	for _, k := range []int{loops - 1, loops + 1} {
+		s.tick(n-stormConnects, loops)
+		s.tick(n, k)
+		if s.await(&in); !s.on || s.skips != 0 {
+			t.Errorf("waits with %d loops on %d places", k, loops)
+		}
+	}
+	// A hundred connections of an hour are no storm.
+	s.tick(n, loops)
+	for range 3 * stormConnects {
+		n++
+		if s.accepted(n, 1); s.on {
+			t.Fatal("one connection at a time is a storm")
+		}
+	}
 	s.skips = 1
-	if s.await(); s.skips != 1 {
+	if s.await(&in); s.skips != 1 {
 		t.Error("waits without a storm")
 	}
 }
@@ -138,6 +180,9 @@ func TestStorm(t *testing.T) {
 // goroutines that have no loop get their turn.
 func TestStormServed(t *testing.T) {
 	loops := runtime.GOMAXPROCS(0)
+	if loops > session.MaxLoops {
+		t.Skip("more processors than loops")
+	}
 	var pool sync.WaitGroup
 	s, addr := start(t, func(o *Options) {
 		o.Loops = loops
@@ -171,9 +216,22 @@ func TestStormServed(t *testing.T) {
 	}
 	clients.Wait()
 	pool.Wait()
+	waits := make(chan uint64, loops)
+	asked := 0
 	s.each(func(l *loop) {
-		if !l.storm.found {
-			t.Errorf("loop %d: the epoll set was not found", l.index)
-		}
+		asked++
+		l.Post(0, 0, func(*session.Session) {
+			if !l.storm.found {
+				t.Errorf("loop %d: the epoll set was not found", l.index)
+			}
+			waits <- l.storm.waits
+		})
 	})
+	sum := uint64(0)
+	for range asked {
+		sum += <-waits
+	}
+	if sum == 0 {
+		t.Error("no loop has waited for itself")
+	}
 }

@@ -76,8 +76,8 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	} else if s.opts.DeferAccept {
 		c.readFirst()
 	}
-	l.storm.accepted(l.stats.Accepted.Load())
-	l.storm.await()
+	l.storm.accepted(l.stats.Accepted.Load(), l.stats.Open.Load())
+	l.storm.await(&l.inbox)
 	return nil, gnet.None
 }
 
@@ -95,7 +95,7 @@ func (e *events) OnTraffic(socket gnet.Conn) gnet.Action {
 	} else {
 		l.flushDirty()
 	}
-	l.storm.await()
+	l.storm.await(&l.inbox)
 	return gnet.None
 }
 

@@ -60,6 +60,14 @@ type inbox struct {
 	at      int
 }
 
+// due tells whether the loop has been woken for the inbox and has not yet found
+// it empty.
+func (in *inbox) due() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.awake
+}
+
 // Reserve implements session.Loop.
 func (l *loop) Reserve(n int) bool {
 	if l.inbox.bytes.Add(int64(n)) > l.inbox.limit {

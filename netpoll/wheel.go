@@ -103,7 +103,7 @@ func (t turnWheel) Run() (more bool) {
 			l.guard(c, c.fire)
 		}
 		if l.wheel.now >= target {
-			l.storm.tick(l.stats.Accepted.Load())
+			l.storm.tick(l.stats.Accepted.Load(), l.server.opts.Loops)
 			l.ticking.Store(false)
 			return false
 		}

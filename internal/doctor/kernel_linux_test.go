@@ -28,8 +28,8 @@ const (
 	// kernelStrangers is how many sockets of others may come or go in a round.
 	kernelStrangers = kernelEnds / 50
 	// What the doctor takes from the sizes of the running kernel is to be right to
-	// 5%. All slabs together grow by pages, not objects; and the sizes that the
-	// doctor knows by heart are of one kernel.
+	// 5%. All slabs together grow by pages, not objects. The sizes that the doctor
+	// knows by heart are of one kernel, so they are told, and fail nothing.
 	kernelNear, kernelFar = 0.05, 0.15
 )
 
@@ -57,13 +57,12 @@ func TestKernelLayers(t *testing.T) {
 			wrong = errors.Join(
 				compare("kernel socket", got.socket, known["kernel socket"]-descriptorPart, kernelNear),
 				compare("epoll item", got.watch, known["epoll item"], kernelNear),
-				compare("kernel socket, sizes known by heart", got.socket, blind["kernel socket"]-descriptorPart, kernelFar),
-				compare("epoll item, sizes known by heart", got.watch, blind["epoll item"], kernelFar),
 				compare("slabs in all", got.slabs, known["kernel socket"]-descriptorPart+known["epoll item"], kernelFar),
 			)
 		}
 		if wrong == nil {
 			t.Logf("bytes of a socket: %.0f and %.0f in epoll, all slabs grew by %.0f", got.socket, got.watch, got.slabs)
+			t.Logf("where slabinfo is closed the doctor says %.0f and %.0f", blind["kernel socket"]-descriptorPart, blind["epoll item"])
 			return
 		}
 	}
