@@ -24,12 +24,17 @@ func (s scale) share(v float64) float64 {
 	return min(max((v-low)/(high-low), 0), 1)
 }
 
+// scaleMost is where a scale ends at the latest: above it the ticks would be
+// infinite. Nothing that is measured comes near it.
+const scaleMost = 1e300
+
 // linearScale goes from 0 to a round number above high, with about five ticks.
 // base is what the unit counts by, so that MiB are round as well.
 func linearScale(high float64, base float64) (scale, []float64) {
 	if !(high > 0) || math.IsInf(high, 0) {
 		high = 1
 	}
+	high = min(high, scaleMost)
 	unit := 1.0
 	for base > 1 && high/unit >= base && unit < 1e18 {
 		unit *= base

@@ -44,6 +44,7 @@ type storm struct {
 	found  bool   // and found
 	even   bool   // there is a place in the scheduler for each loop, and no more
 	on     bool   // the storm goes on
+	from   uint64 // connections in a tick that make one
 	seen   uint64 // connections taken at the last tick
 	skips  int    // events to go by
 	waits  uint64 // so far
@@ -54,7 +55,10 @@ func (t *storm) prepare(l *loop, fd int) {
 	if t.sought {
 		return
 	}
-	t.sought = true
+	t.sought, t.from = true, stormConnects
+	if from := l.server.opts.stormFrom; from > 0 {
+		t.from = from
+	}
 	t.count(l.server.opts.Loops)
 	epfd, err := epollOf(fd)
 	if err != nil {
@@ -76,14 +80,14 @@ func (t *storm) accepted(n uint64, open int64) {
 	if open <= 1 {
 		t.seen, t.on = n, false
 	}
-	if n-t.seen >= stormConnects {
+	if n-t.seen >= t.from {
 		t.on = true
 	}
 }
 
 // tick is told of each tick.
 func (t *storm) tick(n uint64, loops int) {
-	t.on = n-t.seen >= stormConnects
+	t.on = n-t.seen >= t.from
 	t.seen = n
 	t.count(loops)
 }

@@ -44,6 +44,8 @@ type Options struct {
 	PingInterval time.Duration
 	PongTimeout  time.Duration
 	PingMisses   int
+
+	stormFrom uint64 // stormConnects, where a test wants another; 0: that
 }
 
 // Listener is one public port and what it serves.
