@@ -24,16 +24,13 @@ func listen(t *testing.T, at netip.AddrPort, backlog int) netip.AddrPort {
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Bind(fd, to); err != nil {
-		if at.Addr().Is6() {
-			t.Skip(err) // a machine without IPv6
-		}
 		t.Fatal(err)
 	}
 	if err := unix.Listen(fd, backlog); err != nil {
@@ -62,7 +59,8 @@ func queueOf(t *testing.T, sys System, at netip.AddrPort) Finding {
 // TestAcceptQueueInForce reads the backlog of real listeners, which no sysctl
 // shows.
 func TestAcceptQueueInForce(t *testing.T) {
-	for _, host := range []string{"127.0.0.1", "::1"} {
+	// All addresses of IPv6 are there where none is configured.
+	for _, host := range []string{"127.0.0.1", "::"} {
 		t.Run(host, func(t *testing.T) {
 			at := listen(t, netip.AddrPortFrom(netip.MustParseAddr(host), 0), 77)
 			if f := queueOf(t, System{}, at); f.Status != Warn || f.Have != "in force: 1 listeners x 77, 0 waiting" || !strings.Contains(f.Set, "restart perch") {
@@ -70,7 +68,7 @@ func TestAcceptQueueInForce(t *testing.T) {
 			}
 			listen(t, at, 99)
 			for range 3 {
-				c, err := net.Dial("tcp", at.String())
+				c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port()).String())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -94,11 +92,13 @@ func TestAcceptQueueInForce(t *testing.T) {
 	}
 	// What is long enough is so whatever the sysctl says now.
 	somaxconn, err := System{}.withDefaults().one("net.core.somaxconn")
-	if err != nil || somaxconn < minBacklog {
-		t.Skipf("somaxconn is %d: %v", somaxconn, err)
+	if err != nil {
+		t.Fatal(err)
 	}
 	at := listen(t, netip.MustParseAddrPort("127.0.0.1:0"), minBacklog)
-	if f := queueOf(t, System{}, at); f.Status != OK || f.Have != fmt.Sprintf("in force: 1 listeners x %d, 0 waiting", minBacklog) {
+	want := either(somaxconn < minBacklog, Warn) // the kernel cuts a backlog to it
+	have := fmt.Sprintf("in force: 1 listeners x %d, 0 waiting", min(somaxconn, minBacklog))
+	if f := queueOf(t, System{}, at); f.Status != want || f.Have != have {
 		t.Errorf("long enough: %+v", f)
 	}
 }
