@@ -49,6 +49,7 @@ type contest struct {
 	unit     string
 	value    func(Result) float64
 	fresh    bool // servers are started anew for each round
+	often    int  // turns that each server has in a round, one after the other; 0: one
 	once     bool // a quick comparison takes one round: it is the same each time
 	targets  map[string]float64
 	relative string // compares with Perch itself in this case, not with peers
@@ -79,24 +80,13 @@ func bytesPer(r Result) float64 {
 	return r.Usage.PerConnection
 }
 
-// tail is p99/p50.
+// tail is p99/p50 of a tenth of a second as most are: on a machine that is a
+// guest the p99 of the whole is the hypervisor's, of any server.
 func tail(r Result) float64 {
-	p50, p99 := r.percentile(50), r.percentile(99)
-	if p50 == 0 {
+	if r.Tenths == nil {
 		return 0
 	}
-	return float64(p99) / float64(p50)
-}
-
-func (r *Result) percentile(p float64) time.Duration {
-	if r.Latency != nil {
-		for _, q := range r.Latency.Percentiles {
-			if q.P == p {
-				return q.Value
-			}
-		}
-	}
-	return 0
+	return r.Tenths.Tail
 }
 
 // contests are those of the promises in docs/benchmarks.md.
@@ -144,9 +134,14 @@ func contests(quick bool) []contest {
 		{name: "echo, 16 at once", peers: []string{floorName, "bare", "gws"}, measure: "CPU per message", unit: "us", value: cpuPer, env: calm,
 			targets: map[string]float64{"gws": targetPipeline},
 			load:    with(func(o *Options) { o.Scenario, o.Connections, o.Depth = Echo, n(1000, 200), 16 })},
-		{name: "echo, half load", peers: []string{floorName, "gws"}, measure: "p99/p50", value: tail, env: calm,
+		{name: "echo, half load", peers: []string{floorName, "gws"}, measure: "p99/p50 of 100 ms", value: tail, env: calm, often: n(4, 2),
 			targets: map[string]float64{floorName: targetTail},
-			load:    with(func(o *Options) { o.Scenario, o.Connections, o.Rate = Echo, n(1000, 200), 20000 })},
+			load: with(func(o *Options) {
+				// What delays a hundredth comes and goes with the machine's other work:
+				// many short turns next to each other see the same of it.
+				o.Scenario, o.Connections, o.Rate = Echo, n(1000, 200), 20000
+				o.Duration, o.Warmup = d(2*time.Second, o.Duration), d(time.Second/2, o.Warmup)
+			})},
 		{name: "fanout", peers: []string{floorName, "bare", "gws"}, measure: "CPU per delivery", unit: "us", value: cpuPer, env: calm,
 			targets: map[string]float64{floorName: targetFanout},
 			load:    with(func(o *Options) { o.Scenario, o.Connections, o.Rate = Fanout, n(10000, 1000), float64(n(2, 10)) })},
@@ -247,12 +242,12 @@ func (o *CompareOptions) run(ctx context.Context, c contest) (map[string][]Resul
 		}
 	}()
 	results := map[string][]Result{}
-	rounds := o.Rounds
+	rounds := o.Rounds * max(c.often, 1)
 	if o.Quick && c.once {
 		rounds = 1
 	}
 	for round := range rounds {
-		for _, name := range names {
+		for _, name := range order(names, round) {
 			s := running[name]
 			if s == nil {
 				var err error
@@ -273,6 +268,17 @@ func (o *CompareOptions) run(ctx context.Context, c contest) (map[string][]Resul
 		}
 	}
 	return results, nil
+}
+
+// order is that of a round's turns: each server comes behind each other one and
+// first in a round as often as the others, where the rounds go far enough.
+func order(names []string, round int) []string {
+	k := round % len(names)
+	turns := slices.Concat(names[k:], names[:k])
+	if round/len(names)%2 == 1 {
+		slices.Reverse(turns)
+	}
+	return turns
 }
 
 func (o *CompareOptions) start(ctx context.Context, name string, c contest) (*Server, error) {

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -68,7 +69,7 @@ func TestCompareLasts(t *testing.T) {
 			default:
 				t.Fatalf("%s: how long does %s take?", c.name, o.Scenario)
 			}
-			sum += time.Duration(turns*(1+len(c.peers))) * turn
+			sum += time.Duration(turns*max(c.often, 1)*(1+len(c.peers))) * turn
 		}
 		return sum
 	}
@@ -83,6 +84,62 @@ func TestCompareLasts(t *testing.T) {
 	}
 	if quick > 110*time.Second || !strings.Contains(string(text), "`--quick` takes two minutes") {
 		t.Errorf("a quick one takes %s and a little more", quick)
+	}
+}
+
+// TestOrder: in as many rounds as there are servers each has been at each place.
+func TestOrder(t *testing.T) {
+	names := []string{"a", "b", "c"}
+	places := map[string]int{}
+	var said []string
+	for round := range 2 * len(names) {
+		turns := order(names, round)
+		for place, name := range turns {
+			places[fmt.Sprint(name, place)]++
+		}
+		said = append(said, strings.Join(turns, ""))
+	}
+	if len(places) != 9 {
+		t.Errorf("%v", places)
+	}
+	for what, n := range places {
+		if n != 2 {
+			t.Errorf("%s: %d times", what, n)
+		}
+	}
+	if got := strings.Join(said, " "); got != "abc bca cab cba acb bac" || strings.Join(names, "") != "abc" {
+		t.Errorf("%s, names %q", got, names)
+	}
+}
+
+// TestStolenIsSaid: what the hypervisor took in the measured part is part of the
+// result, with a note where it is enough to make the tail.
+func TestStolenIsSaid(t *testing.T) {
+	for _, c := range []struct {
+		begin, end sample
+		want       float64
+		noted      bool
+	}{
+		{sample{stolen: 7, ticks: 1000}, sample{stolen: 7, ticks: 2000}, 0, false},
+		{sample{stolen: 7, ticks: 1000}, sample{stolen: 8, ticks: 2000}, 0.001, false},
+		{sample{stolen: 7, ticks: 1000}, sample{stolen: 22, ticks: 2000}, 0.015, true},
+		{sample{stolen: 7, ticks: 1000}, sample{stolen: 22, ticks: 1000}, 0, false},
+	} {
+		m := newMeter()
+		m.start(1)
+		m.observe(1, 5000)
+		share, err := m.result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &run{o: Options{Scenario: Echo}, begin: c.begin, end: c.end}
+		res, err := r.finish([]shareResult{share})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Stolen != c.want || strings.Contains(strings.Join(res.Notes, " "), "The hypervisor took 1.5% of") != c.noted {
+			t.Errorf("%+v to %+v: %g, %q", c.begin, c.end, res.Stolen, res.Notes)
+		}
 	}
 }
 
@@ -187,8 +244,7 @@ func TestFewRounds(t *testing.T) {
 }
 
 func TestMeasures(t *testing.T) {
-	r := Result{Count: 1000, Usage: &Usage{CPU: 5 * time.Millisecond, PerConnection: 700},
-		Latency: &Latency{Percentiles: []Percentile{{50, time.Millisecond}, {99, 3 * time.Millisecond}}}}
+	r := Result{Count: 1000, Usage: &Usage{CPU: 5 * time.Millisecond, PerConnection: 700}, Tenths: &Tenths{Tail: 3}}
 	if cpuPer(r) != 5 || bytesPer(r) != 700 || tail(r) != 3 {
 		t.Errorf("%g us, %g B, %g", cpuPer(r), bytesPer(r), tail(r))
 	}

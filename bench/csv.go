@@ -28,7 +28,7 @@ func (r *Report) WriteCSV(w io.Writer) error {
 	header = append(header, "latency_max_us", "server_cpu_s", "server_cpu_us_per_unit", "rss_anon_before_bytes",
 		"rss_anon_after_bytes", "bytes_per_connection", "kernel_sockets_bytes", "goroutines", "gcs", "gc_pause_ms",
 		"generator_processes", "generator_cpu_s", "generator_busy_cores", "generator_late", "generator_saturated",
-		"first_error", "notes", "missed")
+		"first_error", "notes", "missed", "stolen_share", "tenths", "tenths_p50_us", "tenths_p99_us", "tenths_p99_over_p50")
 	lines := [][]string{header}
 	for i := range r.Results {
 		res := &r.Results[i]
@@ -40,7 +40,8 @@ func (r *Report) WriteCSV(w io.Writer) error {
 		g := res.Generator
 		line = append(line, strconv.Itoa(g.Processes), csvIn(g.CPU, time.Second), csvNumber(g.Busy),
 			strconv.FormatInt(g.Late, 10), strconv.FormatBool(g.Saturated), csvText(res.FirstError), csvText(strings.Join(res.Notes, "; ")),
-			strconv.FormatInt(res.Missed, 10))
+			strconv.FormatInt(res.Missed, 10), csvNumber(res.Stolen))
+		line = append(line, res.Tenths.csv()...)
 		lines = append(lines, line)
 	}
 	return writeCSV(w, lines)
@@ -79,6 +80,13 @@ func writeCSV(w io.Writer, lines [][]string) error {
 		return fmt.Errorf("bench: write csv: %w", err)
 	}
 	return nil
+}
+
+func (t *Tenths) csv() []string {
+	if t == nil {
+		return make([]string, 4)
+	}
+	return []string{strconv.Itoa(t.Count), csvIn(t.P50, time.Microsecond), csvIn(t.P99, time.Microsecond), csvNumber(t.Tail)}
 }
 
 func (l *Latency) csv() []string {

@@ -144,7 +144,7 @@ func TestKnownDelay(t *testing.T) {
 			if r.Latency == nil || r.Latency.Min < delay {
 				t.Fatalf("latency %+v: below the server's own delay", r.Latency)
 			}
-			if p50 := r.percentile(50); p50 > 2*delay {
+			if p50, _ := r.Latency.at(50); p50 > 2*delay {
 				t.Errorf("p50 is %s, the server's delay %s", p50, delay)
 			}
 			if c.mode == ClosedLoop && (r.Rate < 100 || r.Rate > 420) {
@@ -173,10 +173,10 @@ func TestCoordinatedOmission(t *testing.T) {
 		t.Errorf("the longest took %s, the server stood still for %s", r.Latency.Max, stall)
 	}
 	// Due in the stall: 40 % of all, evenly late.
-	if p75 := r.percentile(75); p75 < stall/4 {
+	if p75, _ := r.Latency.at(75); p75 < stall/4 {
 		t.Errorf("p75 is %s; two of five messages were due while the server stood still for %s", p75, stall)
 	}
-	if p90 := r.percentile(90); p90 < stall/2 {
+	if p90, _ := r.Latency.at(90); p90 < stall/2 {
 		t.Errorf("p90 is %s after a stall of %s", p90, stall)
 	}
 }

@@ -41,6 +41,12 @@ func resultColumns(g *reportGroup) []resultColumn {
 		}
 		return humanDuration(row.Latency.Max)
 	}})
+	columns = append(columns, resultColumn{"p99 of a tenth", func(row *reportRow) string {
+		if row.Tenths == nil {
+			return ""
+		}
+		return humanDuration(row.Tenths.P99)
+	}})
 	usage := func(name string, value func(u *Usage) string) {
 		columns = append(columns, resultColumn{name, func(row *reportRow) string {
 			if row.Usage == nil {

@@ -45,6 +45,7 @@ type meter struct {
 	seconds []second
 	current second
 	next    int64 // when the current second ends
+	tenths  tenths
 }
 
 // second is what one second brought to one generator.
@@ -62,6 +63,7 @@ func (m *meter) start(t int64) {
 	m.whole.Reset()
 	m.second = newHistogram(digitsSecond)
 	m.seconds, m.current = nil, second{}
+	m.tenths.start(t)
 }
 
 func (m *meter) stop() { m.started = 0 }
@@ -97,6 +99,7 @@ func (m *meter) observe(due, done int64) {
 	m.add(1)
 	record(m.whole, done-due)
 	record(m.second, done-due)
+	record(m.tenths.current, done-due)
 }
 
 // owe counts publications that are made, each of which is to be delivered.
@@ -133,6 +136,9 @@ func (m *meter) miss(n int64) {
 
 // tick closes the seconds that have passed.
 func (m *meter) tick(t int64, connections int) {
+	if m.started != 0 {
+		m.tenths.tick(t)
+	}
 	for m.started != 0 && t >= m.next {
 		m.next += int64(time.Second)
 		m.current.Connections = connections
@@ -155,13 +161,15 @@ type shareResult struct {
 	Late       int64         `json:"late"`
 	Owed       int64         `json:"owed,omitempty"`
 	Latency    []byte        `json:"latency,omitempty"`
+	Tenths     []tenth       `json:"tenths,omitempty"`
 	Seconds    []second      `json:"seconds,omitempty"`
 	CPU        time.Duration `json:"cpu"`
 	Wall       time.Duration `json:"wall"`
 }
 
 func (m *meter) result() (shareResult, error) {
-	r := shareResult{Count: m.count, Failed: m.failed, Missed: m.missed, FirstError: m.first, Late: m.late, Owed: m.owed, Seconds: m.seconds}
+	r := shareResult{Count: m.count, Failed: m.failed, Missed: m.missed, FirstError: m.first, Late: m.late, Owed: m.owed, Seconds: m.seconds,
+		Tenths: m.tenths.all}
 	var err error
 	if m.whole.TotalCount() > 0 {
 		if r.Latency, err = m.whole.Encode(hdrhistogram.V2CompressedEncodingCookieBase); err != nil {
@@ -182,6 +190,7 @@ func (r *Result) merge(shares []shareResult) error {
 		latency     *hdrhistogram.Histogram
 	}
 	var seconds []sum
+	var all []tenth
 	r.Generator.Processes = len(shares)
 	for _, s := range shares {
 		r.Count += s.Count
@@ -196,6 +205,7 @@ func (r *Result) merge(shares []shareResult) error {
 		if err := mergeInto(whole, s.Latency); err != nil {
 			return err
 		}
+		all = append(all, s.Tenths...)
 		for i, sec := range s.Seconds {
 			if i == len(seconds) {
 				seconds = append(seconds, sum{latency: newHistogram(digitsSecond)})
@@ -220,6 +230,7 @@ func (r *Result) merge(shares []shareResult) error {
 	if r.Duration > 0 {
 		r.Rate = float64(r.Count) / r.Duration.Seconds()
 	}
+	r.Tenths = tenthsOf(all)
 	if whole.TotalCount() == 0 {
 		return nil
 	}

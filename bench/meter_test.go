@@ -139,6 +139,11 @@ func TestMergeIsWhole(t *testing.T) {
 	if three.Generator.Processes != 3 || three.Generator.CPU != 3*time.Second || three.Generator.Busy != 0.25 {
 		t.Fatalf("%+v", three.Generator)
 	}
+	// A tenth of one process is not that of another.
+	if one.Tenths.Count != 4 || three.Tenths != nil {
+		t.Fatalf("%+v, %+v", one.Tenths, three.Tenths)
+	}
+	one.Tenths = nil
 	three.Generator.Processes, three.Generator.CPU = one.Generator.Processes, one.Generator.CPU
 	if !reflect.DeepEqual(one, three) {
 		t.Fatalf("\n one %+v %+v\nthree %+v %+v", one, one.Latency, three, three.Latency)
@@ -157,8 +162,11 @@ func TestMergeIsWhole(t *testing.T) {
 	if last > l.Max || l.Mean < l.Min || l.Mean > l.Max || l.Histogram == "" {
 		t.Fatalf("%+v", l)
 	}
-	if one.percentile(50) != l.Percentiles[0].Value || one.percentile(51) != 0 {
+	if v, ok := l.at(50); !ok || v != l.Percentiles[0].Value {
 		t.Fatal("percentile")
+	}
+	if v, ok := l.at(51); ok || v != 0 {
+		t.Fatal("a percentile that is not kept")
 	}
 }
 

@@ -54,6 +54,12 @@ func (r *Report) withoutNaN() *Report {
 		clean(&res.Want)
 		clean(&res.Rate)
 		clean(&res.Generator.Busy)
+		clean(&res.Stolen)
+		if res.Tenths != nil {
+			tenths := *res.Tenths
+			clean(&tenths.Tail)
+			res.Tenths = &tenths
+		}
 		res.Series = slices.Clone(res.Series)
 		for j := range res.Series {
 			clean(&res.Series[j].Rate)
@@ -181,6 +187,9 @@ func (row *reportRow) writeBlock(b *bytes.Buffer) {
 	say("count", "%s", count)
 	if row.Latency != nil {
 		say("latency", "%s", row.Latency.line())
+	}
+	if t := row.Tenths; t != nil {
+		say("tenths", "p50 %s  p99 %s  of a tenth of a second (medians of %d)", humanDuration(t.P50), humanDuration(t.P99), t.Count)
 	}
 	if row.Usage != nil {
 		row.sayUsage(say)

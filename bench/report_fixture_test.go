@@ -22,7 +22,8 @@ func exampleResult(scenario, server, mode string, cost float64, seed uint64) Res
 		Latency: &Latency{Count: int64(1.2e6 / cost), Mean: us(140), Min: us(40), Max: us(21e3), Histogram: "HISTFAAAAA"},
 		Usage: &Usage{CPU: time.Duration(10.9e9 * noise()), CPUPer: us(9.1), RssBefore: 5 << 20, RssAfter: int64(9e6 * cost),
 			PerConnection: 934 * cost, KernelSockets: 12 << 20, Goroutines: 12, GCs: 4, GCPause: us(310)},
-		Generator: Generator{Processes: 1, CPU: 12 * time.Second, Busy: 0.62, Late: 3}}
+		Tenths:    &Tenths{Count: 300, P50: us(118), P99: us(310), Tail: 2.6},
+		Generator: Generator{Processes: 1, CPU: 12 * time.Second, Busy: 0.62, Late: 3}, Stolen: 0.004}
 	if mode == OpenLoop {
 		r.Want = 2e4
 		r.Rate = 2e4 * (1 - 0.002*random.Float64())
@@ -48,7 +49,7 @@ func exampleResult(scenario, server, mode string, cost float64, seed uint64) Res
 func exampleIdle(server string, perConnection float64, seed uint64) Result {
 	r := exampleResult("idle", server, OpenLoop, 1, seed)
 	r.Connections, r.Size, r.Unit, r.Count, r.Rate, r.Want = 18000, 0, "connection", 18000, 1500, 1500
-	r.Latency = nil
+	r.Latency, r.Tenths = nil, nil
 	r.Usage.PerConnection, r.Usage.CPUPer = perConnection, 0
 	r.Usage.RssAfter = 5<<20 + int64(18000*perConnection)
 	r.Series = nil

@@ -37,10 +37,15 @@ type Result struct {
 	FirstError string `json:"first_error,omitempty"`
 	// Latency is missing where nothing is waited for.
 	Latency *Latency `json:"latency,omitempty"`
+	// Tenths is missing where too little was answered for it.
+	Tenths *Tenths `json:"tenths,omitempty"`
 	// Series has a point a second.
 	Series    []Point   `json:"series,omitempty"`
 	Usage     *Usage    `json:"server_usage,omitempty"` // nil: the server's process is not known
 	Generator Generator `json:"generator"`
+	// Stolen is the share of the machine's processor time that its hypervisor gave
+	// to others in the measured part: the steal of /proc/stat.
+	Stolen float64 `json:"stolen,omitempty"`
 	// Notes say what a reader of the numbers must know.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -142,7 +147,7 @@ type Comparison struct {
 // scenario.
 type Ratio struct {
 	Scenario string `json:"scenario"`
-	Measure  string `json:"measure"` // "CPU per message", "bytes per session", "p99/p50"
+	Measure  string `json:"measure"` // "CPU per message", "bytes per session"
 	Unit     string `json:"unit"`    // "us", "B", ""
 	Peer     string `json:"peer"`
 	// Perch and Other are the medians of the rounds.

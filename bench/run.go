@@ -20,6 +20,10 @@ const (
 	lateShare = 0.05
 )
 
+// stolenShare is the part of the processors' time from which on a result says
+// that the hypervisor took it: of two processors, a hundredth of one's messages.
+const stolenShare = 0.005
+
 // Run runs one scenario. It blocks until the run is over or ctx ends. Several
 // processes need Options.Processes and a Command to start them with.
 func Run(ctx context.Context, o Options, command Command, see Observer) (Result, error) {
@@ -129,6 +133,12 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 		return *res, err
 	}
 	r.missing(shares)
+	if all := r.end.ticks - r.begin.ticks; all > 0 {
+		res.Stolen = float64(r.end.stolen-r.begin.stolen) / float64(all)
+	}
+	if res.Stolen >= stolenShare && res.Latency != nil {
+		res.Notes = append(res.Notes, fmt.Sprintf("The hypervisor took %.1f%% of the processors' time: the longest latencies are its own.", 100*res.Stolen))
+	}
 	connections := 0
 	if r.o.Scenario == Idle || r.o.Scenario == Connect {
 		connections = r.o.Connections

@@ -22,6 +22,8 @@ type sample struct {
 	goroutines int
 	gcs        int
 	gcPause    time.Duration
+	// ticks are those of all the machine's processors, and of them the stolen.
+	ticks, stolen int64
 }
 
 // server is the process that is measured; the zero value is one that is not
@@ -45,6 +47,9 @@ func (s server) sample() (sample, error) {
 		if r.cpu, err = proc.CPU(s.pid); err != nil {
 			return r, fmt.Errorf("bench: the server's CPU: %w", err)
 		}
+	}
+	if r.stolen, r.ticks, err = proc.Stolen(); err != nil {
+		return r, fmt.Errorf("bench: the machine's processors: %w", err)
 	}
 	if r.kernel, err = kernelSockets(); err != nil {
 		return r, fmt.Errorf("bench: kernel socket memory: %w", err)
