@@ -1,8 +1,8 @@
 package bench
 
 import (
-	"bytes"
 	"bufio"
+	"bytes"
 	"net"
 	"strings"
 	"testing"
