@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
+
+	"perch/topic"
 )
 
 // The example client of dev mode. Everybody knows its secret, so dev mode takes
@@ -25,7 +28,8 @@ var devHash = sync.OnceValue(func() string {
 })
 
 // WithDev is o with what dev mode turns on: the demo page, the echo endpoint,
-// every permission on topics without a namespace, and the example client,
+// every permission on topics without a namespace, their history, recovery and
+// presence for clients that ask, and the example client,
 // which may ask for a token of any user. A client of that id that is
 // configured stays as it is, and so do the rules of namespaces. Tokens are
 // still needed (Insecure is left alone), so that a developer sees the path that
@@ -40,6 +44,16 @@ func (o Options) WithDev() Options {
 	d.AllowPublishForClient = true
 	d.AllowPublishForSubscriber = true
 	d.AllowPublishForAnonymous = true
+	if !d.History() {
+		d.HistorySize, d.HistoryTTL = 100, 10*time.Minute
+	}
+	d.AllowRecovery, d.AllowPositioning = true, true
+	d.AllowHistoryForSubscriber, d.AllowHistoryForClient, d.AllowHistoryForAnonymous = true, true, true
+	d.Presence, d.JoinLeave = true, true
+	d.AllowPresenceForSubscriber, d.AllowPresenceForClient, d.AllowPresenceForAnonymous = true, true, true
+	if len(d.AllowedDeltaTypes) == 0 {
+		d.AllowedDeltaTypes = []string{topic.DeltaFossil}
+	}
 
 	known := slices.ContainsFunc(o.Auth.Clients, func(c ClientOptions) bool { return c.ID == DevClient })
 	if !known {

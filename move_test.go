@@ -1,6 +1,7 @@
 package perch
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net/http"
@@ -125,5 +126,61 @@ func TestSessionMoves(t *testing.T) {
 	}
 	if _, _, err := wsutil.ReadServerData(c); err == nil || !strings.Contains(err.Error(), "3503") {
 		t.Errorf("got %v, want close 3503", err)
+	}
+}
+
+// So does an event stream.
+func TestEventStreamMoves(t *testing.T) {
+	a, b := runServer(t), runServer(t)
+	token, err := IssueToken(a.opts, TokenRequest{Subject: "alice", Channels: []string{"mine"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+a.PublicAddr()+"/connection/uni_sse", nil)
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	defer func() { _ = resp.Body.Close() }()
+	r := bufio.NewReader(resp.Body)
+	data := func() string {
+		t.Helper()
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if data, ok := strings.CutPrefix(line, "data: "); ok {
+				return strings.TrimSpace(data)
+			}
+		}
+	}
+	if got := data(); !strings.HasPrefix(got, `{"connect":`) {
+		t.Fatalf("got %s", got)
+	}
+	ids := make(chan session.ID, 1)
+	<-a.net.EachSession(func(p *session.Session) { ids <- p.ID() })
+	moved := make(chan error, 1)
+	a.net.Export(<-ids, func(m netpoll.Moved, f *os.File, err error) {
+		if err != nil {
+			moved <- err
+			return
+		}
+		go func() { moved <- b.net.Import(m, f) }()
+	})
+	if err := <-moved; err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Publish(t.Context(), "mine", []byte(`1`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := data(); got != `{"channel":"mine","pub":{"data":1}}` {
+		t.Errorf("got %s", got)
+	}
+	<-b.net.EachSession(func(p *session.Session) { p.Close(session.ReasonForced) })
+	if got := data(); got != `{"disconnect":{"code":3503,"reason":"force disconnect"}}` {
+		t.Errorf("got %s", got)
 	}
 }

@@ -29,6 +29,7 @@ type Options struct {
 	Auth      AuthOptions      `koanf:"auth"`
 	Topics    TopicOptions     `koanf:"topics"`
 	WebSocket WebSocketOptions `koanf:"websocket"`
+	SSE       SSEOptions       `koanf:"sse"`
 	Heartbeat HeartbeatOptions `koanf:"heartbeat"`
 	Limits    LimitOptions     `koanf:"limits"`
 	Pool      PoolOptions      `koanf:"pool"`
@@ -36,6 +37,10 @@ type Options struct {
 
 	// Logger, where set, takes the place of Log. Not in the file.
 	Logger *slog.Logger `koanf:"-"`
+
+	// broker, where set, makes the one that takes the place of the in-memory
+	// broker: tests put delays and faults into it.
+	broker func(topic.MemoryOptions) topic.Broker
 }
 
 // LogOptions say what is logged, and how.
@@ -102,16 +107,44 @@ type TopicOptions struct {
 	// PersonalNamespace + ":#" + user (without a namespace: "#" + user).
 	UserPersonal      bool   `koanf:"user_personal"`
 	PersonalNamespace string `koanf:"personal_namespace"`
+	// HistoryBytes bounds the histories of all topics, HistoryTopicBytes that of
+	// one.
+	HistoryBytes      int `koanf:"history_bytes" unit:"bytes"`
+	HistoryTopicBytes int `koanf:"history_topic_bytes" unit:"bytes"`
+	// HistoryLimit bounds the publications of one answer, RecoveryLimit those of
+	// one recovery.
+	HistoryLimit  int `koanf:"history_limit"`
+	RecoveryLimit int `koanf:"recovery_limit"`
+	// HistoryMetaTTL is how long a topic's position is kept that nothing uses.
+	HistoryMetaTTL time.Duration `koanf:"history_meta_ttl"`
+	// IdempotencyTTL is how long the answer to a publication with an idempotency
+	// key is kept.
+	IdempotencyTTL time.Duration `koanf:"idempotency_ttl"`
+	// JoinLeaveInterval is over what time the news of who comes and goes are
+	// gathered.
+	JoinLeaveInterval time.Duration `koanf:"join_leave_interval"`
+	// PositionInterval is how often subscribers' positions are checked.
+	PositionInterval time.Duration `koanf:"position_interval"`
 }
 
 // WebSocketOptions are of the WebSocket endpoints.
 type WebSocketOptions struct {
 	Path string `koanf:"path"`
+	// UniPath is where peers connect that only listen; PathOff: nowhere.
+	UniPath string `koanf:"uni_path"`
 	// AllowedOrigins are patterns such as https://*.example.com; "*" allows all.
 	// A request without Origin, or from the host it goes to, is always allowed.
 	AllowedOrigins []string `koanf:"allowed_origins"`
 	// MessageSize is the largest message taken, in bytes.
 	MessageSize int `koanf:"message_size" unit:"bytes"`
+}
+
+// PathOff, in the place of a path, leaves its endpoint out.
+const PathOff = "off"
+
+// SSEOptions are of the event streams. Who may open one, WebSocketOptions say.
+type SSEOptions struct {
+	Path string `koanf:"path"` // PathOff: none are served
 }
 
 // HeartbeatOptions are of the pings.
@@ -166,8 +199,13 @@ func DefaultOptions() Options {
 			Require: "connect", JWKSRefresh: 5 * time.Minute,
 			TokenTTL: time.Hour, RefreshTTL: 30 * 24 * time.Hour,
 		},
-		Topics:    TopicOptions{MaxSubscriptions: 128, MaxLength: 255},
-		WebSocket: WebSocketOptions{Path: "/connection/websocket", MessageSize: 64 << 10},
+		Topics: TopicOptions{
+			MaxSubscriptions: 128, MaxLength: 255, HistoryBytes: 128 << 20, HistoryTopicBytes: 4 << 20, HistoryLimit: 300,
+			RecoveryLimit: 300, HistoryMetaTTL: time.Hour, IdempotencyTTL: 5 * time.Minute,
+			JoinLeaveInterval: 200 * time.Millisecond, PositionInterval: 40 * time.Second,
+		},
+		WebSocket: WebSocketOptions{Path: "/connection/websocket", UniPath: "/connection/uni_websocket", MessageSize: 64 << 10},
+		SSE:       SSEOptions{Path: "/connection/uni_sse"},
 		Heartbeat: HeartbeatOptions{Interval: 25 * time.Second, Timeout: 8 * time.Second, Misses: 1},
 		Limits: LimitOptions{
 			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second,

@@ -30,7 +30,7 @@ func fillZero(dst, def reflect.Value) {
 		switch f := dst.Field(i); {
 		case f.Kind() == reflect.Struct:
 			fillZero(f, def.Field(i))
-		case f.IsZero():
+		case f.IsZero() && f.CanSet():
 			f.Set(def.Field(i))
 		}
 	}
@@ -49,6 +49,7 @@ func (o Options) Check() []error {
 	c.server(&o)
 	c.auth(&o)
 	c.topics(&o)
+	c.paths(&o)
 	c.webSocket(&o.WebSocket)
 	c.numbers(&o)
 	return c.errs
@@ -278,6 +279,14 @@ func (c *checker) topics(o *Options) {
 	}
 	c.count("topics.max_subscriptions", t.MaxSubscriptions, 1, 1<<20)
 	c.count("topics.max_length", t.MaxLength, 1, 1<<16-1)
+	c.count("topics.history_bytes", t.HistoryBytes, 1<<20, 1<<40)
+	c.count("topics.history_topic_bytes", t.HistoryTopicBytes, 1<<10, t.HistoryBytes)
+	c.count("topics.history_limit", t.HistoryLimit, 1, 1<<16)
+	c.count("topics.recovery_limit", t.RecoveryLimit, 1, 1<<16)
+	c.duration("topics.history_meta_ttl", t.HistoryMetaTTL, time.Second, 365*24*time.Hour)
+	c.duration("topics.idempotency_ttl", t.IdempotencyTTL, time.Second, 24*time.Hour)
+	c.duration("topics.join_leave_interval", t.JoinLeaveInterval, time.Millisecond, time.Minute)
+	c.duration("topics.position_interval", t.PositionInterval, time.Second, time.Hour)
 }
 
 // namespace: the error of its Check begins with the key inside the namespace.
@@ -308,19 +317,42 @@ func (c *checker) topicName(key, name string, t *TopicOptions) {
 // servedPaths are those of the public port's other endpoints.
 var servedPaths = []string{"/", "/echo", "/demo", "/v1", "/.well-known"}
 
-func (c *checker) webSocket(w *WebSocketOptions) {
+// paths are those of the endpoints that a loop serves.
+func (c *checker) paths(o *Options) {
+	d := DefaultOptions()
+	taken := make(map[string]string)
+	for _, e := range []struct{ key, path, fallback string }{
+		{"websocket.path", o.WebSocket.Path, d.WebSocket.Path},
+		{"websocket.uni_path", o.WebSocket.UniPath, d.WebSocket.UniPath},
+		{"sse.path", o.SSE.Path, d.SSE.Path},
+	} {
+		if e.path == PathOff && e.key != "websocket.path" {
+			continue
+		}
+		c.path(e.key, e.path, e.fallback)
+		if other := taken[e.path]; other != "" {
+			c.fail(e.key, "%q is %s already: choose another, such as %s", e.path, other, e.fallback)
+		}
+		taken[e.path] = e.key
+	}
+}
+
+func (c *checker) path(key, p, fallback string) {
 	switch {
-	case !strings.HasPrefix(w.Path, "/"):
-		c.fail("websocket.path", "%q must begin with /", w.Path)
-	case path.Clean(w.Path) != w.Path || strings.ContainsAny(w.Path, "?#% \"\\") || !printableASCII(w.Path):
-		c.fail("websocket.path", "%q must be a plain path, such as /connection/websocket", w.Path)
+	case !strings.HasPrefix(p, "/"):
+		c.fail(key, "%q must begin with /", p)
+	case path.Clean(p) != p || strings.ContainsAny(p, "?#% \"\\") || !printableASCII(p):
+		c.fail(key, "%q must be a plain path, such as %s", p, fallback)
 	default:
-		for _, p := range servedPaths {
-			if w.Path == p || p != "/" && strings.HasPrefix(w.Path, p+"/") {
-				c.fail("websocket.path", "%q is served already (%s): choose another, such as /connection/websocket", w.Path, p)
+		for _, other := range servedPaths {
+			if p == other || other != "/" && strings.HasPrefix(p, other+"/") {
+				c.fail(key, "%q is served already (%s): choose another, such as %s", p, other, fallback)
 			}
 		}
 	}
+}
+
+func (c *checker) webSocket(w *WebSocketOptions) {
 	for i, pattern := range w.AllowedOrigins {
 		if !originPattern(pattern) {
 			c.fail(fmt.Sprintf("websocket.allowed_origins[%d]", i),

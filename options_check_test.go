@@ -190,6 +190,14 @@ func TestCheckErrors(t *testing.T) {
 			"websocket.allowed_origins[3]: ", "websocket.allowed_origins[4]: ",
 			"websocket.allowed_origins[5]: ",
 		}},
+		{"paths of listeners", func(o *perch.Options) { o.WebSocket.UniPath, o.SSE.Path = "/v1/x", "events" },
+			[]string{"websocket.uni_path: ", `sse.path: "events" must begin with /`}},
+		{"one path twice", func(o *perch.Options) { o.WebSocket.UniPath = o.WebSocket.Path },
+			[]string{`websocket.uni_path: "/connection/websocket" is websocket.path already`}},
+		{"one path three times", func(o *perch.Options) { o.WebSocket.Path, o.WebSocket.UniPath, o.SSE.Path = "/a", "/a", "/a" },
+			[]string{"websocket.uni_path: ", "sse.path: "}},
+		{"no listeners", func(o *perch.Options) { o.WebSocket.UniPath, o.SSE.Path = perch.PathOff, perch.PathOff }, nil},
+		{"no clients", func(o *perch.Options) { o.WebSocket.Path = perch.PathOff }, []string{"websocket.path: "}},
 	}
 	for _, p := range []string{"ws", "/", "/echo", "/demo", "/demo/ws", "/v1", "/v1/token", "/.well-known/jwks.json", "/a/", "/a//b", "/a/../b", "/a?b", "/ä"} {
 		tests = append(tests, struct {

@@ -134,16 +134,29 @@ func (s *Server) HandleSend(f handler.SendFunc) { s.commands.HandleSend(f) }
 // the broker has it. data must not be changed any more; for clients with JSON
 // it is one JSON value. Safe from any goroutine save a loop's.
 func (s *Server) Publish(ctx context.Context, name string, data []byte) error {
-	if _, err := s.topics.Namespace(name); err != nil {
-		return err
+	_, err := s.PublishRequest(ctx, name, &topic.Publication{Data: data}, topic.PublishRequest{})
+	return err
+}
+
+// PublishRequest is Publish with tags and all that a publisher may ask for, and
+// returns the place of the publication in its topic. p and all it holds belong to
+// the topic from here on.
+func (s *Server) PublishRequest(ctx context.Context, name string, p *topic.Publication, r topic.PublishRequest) (topic.Position, error) {
+	ns, err := s.topics.Namespace(name)
+	if err != nil {
+		return topic.Position{}, err
 	}
-	done := make(chan error, 1)
-	s.topics.Publish(name, &topic.Publication{Data: data}, func(_ topic.Position, err error) { done <- err })
+	type answer struct {
+		at  topic.Position
+		err error
+	}
+	done := make(chan answer, 1)
+	s.topics.Publish(ns, name, p, r, func(at topic.Position, err error) { done <- answer{at, err} })
 	select {
-	case err := <-done:
-		return err
+	case a := <-done:
+		return a.at, a.err
 	case <-ctx.Done():
-		return ctx.Err()
+		return topic.Position{}, ctx.Err()
 	}
 }
 

@@ -61,9 +61,14 @@ func (s *Server) snapshot() stats.Snapshot {
 			Publications: t.Publications, Rejected: t.Rejected, Deliveries: t.Deliveries,
 			Encodings: t.Encodings, EncodeErrors: t.EncodeErrors,
 		},
+		History: stats.History{
+			Topics: int64(t.History.Topics), Publications: int64(t.History.Publications), Bytes: t.History.Bytes,
+			Limit: int64(s.opts.Topics.HistoryBytes), Recovered: map[string]uint64{"yes": t.Recoveries, "no": t.Unrecovered},
+			Lost: t.Losses, NewsDropped: t.NewsDropped,
+		},
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
-		BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 	}
 	for _, l := range n.Loops {

@@ -27,8 +27,10 @@ const (
 // for.
 type upgradeRequest struct {
 	token    string
+	query    url.Values // nil: there is none
 	decision netpoll.Decision
-	frames   bool
+	// identity is what the handler is told, beside the token's claims.
+	identity handler.Identity
 }
 
 // readUpgrade finds the encoding, the subprotocol and the token. ok is false
@@ -60,10 +62,11 @@ func readUpgrade(r *netpoll.Request) (u upgradeRequest, ok bool) {
 		if err != nil {
 			return u, false
 		}
+		u.query = q
 		if q.Get("format") == "protobuf" || q.Get("cf_protocol") == "protobuf" {
 			u.decision.Encoding = session.EncodingProtobuf
 		}
-		u.frames = q.Get("cf_ws_frame_ping_pong") == "true"
+		u.identity.FramePings = q.Get("cf_ws_frame_ping_pong") == "true"
 		// RFC 6750, section 2.3, and the shorter name.
 		if u.token = q.Get("access_token"); u.token == "" {
 			u.token = q.Get("token")
@@ -79,7 +82,7 @@ func readUpgrade(r *netpoll.Request) (u upgradeRequest, ok bool) {
 }
 
 // checkUpgrade decides about an opening handshake of the client protocol. Runs
-// on the loop; what is not cheap to verify goes to the pool.
+// on the loop.
 func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool) {
 	if !s.origins.allow(r.Origin, r.Host) {
 		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
@@ -88,17 +91,20 @@ func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool)
 	if !ok {
 		return netpoll.Decision{Status: http.StatusBadRequest, Text: "malformed query"}, true
 	}
+	u.decision.FramePings = u.identity.FramePings
+	return s.admitUpgrade(r, u, s.opts.Auth.Require == string(handler.RequireHandshake))
+}
+
+// admitUpgrade verifies the token of an opening handshake, which needs to have
+// one where it is required. What is not cheap to verify goes to the pool.
+func (s *Server) admitUpgrade(r *netpoll.Request, u upgradeRequest, required bool) (d netpoll.Decision, now bool) {
 	// Names and tokens point into the request head.
-	u.decision.FramePings = u.frames
 	u.decision.Protocol = chosen(u.decision.Protocol)
 	switch {
-	case u.token == "" && s.opts.Auth.Require == string(handler.RequireHandshake) && !s.opts.Insecure:
-		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "a token is needed"}, true
+	case u.token == "" && required && !s.opts.Insecure:
+		return u.refused(http.StatusUnauthorized, "a token is needed"), true
 	case u.token == "":
-		if u.frames {
-			u.decision.Identity = &handler.Identity{FramePings: true}
-		}
-		return u.decision, true
+		return u.admitted(), true
 	case s.verifier.Cheap(u.token):
 		claims, err := s.verifier.Connect(u.token)
 		if err != nil {
@@ -109,7 +115,7 @@ func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool)
 	u.token = strings.Clone(u.token)
 	later := r.Later()
 	taken := s.pool.Submit(session.PostOverhead+len(u.token), func() {
-		d := netpoll.Decision{Status: http.StatusInternalServerError, Text: "internal error"}
+		d := u.refused(http.StatusInternalServerError, "internal error")
 		// The pool keeps a panic in; the peer is answered all the same.
 		defer func() { later(d) }()
 		claims, err := s.verifier.Connect(u.token)
@@ -119,7 +125,7 @@ func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool)
 		d = u.verified(claims, err)
 	})
 	if !taken {
-		return netpoll.Decision{Status: http.StatusServiceUnavailable, Text: "too many requests"}, true
+		return u.refused(http.StatusServiceUnavailable, "too many requests"), true
 	}
 	return netpoll.Decision{}, false
 }
@@ -141,13 +147,26 @@ func chosen(p string) string {
 func (u upgradeRequest) verified(claims *auth.Claims, err error) netpoll.Decision {
 	switch {
 	case errors.Is(err, auth.ErrKeysUnavailable):
-		return netpoll.Decision{Status: http.StatusServiceUnavailable, Text: "keys unavailable"}
+		return u.refused(http.StatusServiceUnavailable, "keys unavailable")
 	case errors.Is(err, auth.ErrTokenExpired):
-		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "token expired"}
+		return u.refused(http.StatusUnauthorized, "token expired")
 	case err != nil:
-		return netpoll.Decision{Status: http.StatusUnauthorized, Text: "invalid token"}
+		return u.refused(http.StatusUnauthorized, "invalid token")
 	}
-	u.decision.Identity = &handler.Identity{Claims: claims, FramePings: u.frames}
+	u.identity.Claims = claims
+	return u.admitted()
+}
+
+// refused is a decision against the request, which may be read by the page that
+// made it.
+func (u upgradeRequest) refused(status int, text string) netpoll.Decision {
+	return netpoll.Decision{Status: status, Text: text, Header: u.decision.Header}
+}
+
+func (u upgradeRequest) admitted() netpoll.Decision {
+	if id := u.identity; id != (handler.Identity{}) {
+		u.decision.Identity = &id
+	}
 	return u.decision
 }
 

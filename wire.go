@@ -72,10 +72,28 @@ func (s *Server) wireCore() error {
 	_, _ = rand.Read(b[:]) // does not fail
 	s.node = session.Node(binary.BigEndian.Uint64(b[:]))
 	s.registry = session.NewRegistry()
+	memory := topic.MemoryOptions{
+		HistoryBytes: int64(o.Topics.HistoryBytes), TopicBytes: o.Topics.HistoryTopicBytes, MetaTTL: o.Topics.HistoryMetaTTL,
+	}
+	var broker topic.Broker
+	if o.broker != nil {
+		broker = o.broker(memory)
+	}
 	var err error
 	s.topics, err = topic.New(topic.Options{
+		Broker: broker, Memory: memory,
 		Default: o.Topics.Default, Namespaces: o.Topics.Namespaces,
-		MaxSubscriptions: o.Topics.MaxSubscriptions, MaxLength: o.Topics.MaxLength, Encoders: handler.Encoders(),
+		MaxSubscriptions: o.Topics.MaxSubscriptions, MaxLength: o.Topics.MaxLength, Node: s.node,
+		Encoders: handler.Encoders(), Joined: handler.JoinEncoders(),
+		Writers: topic.Writers{
+			session.EncodingEvents: func(p *session.Session, name string, at topic.Position, event []byte) {
+				s.commands.WriteEvent(p, name, at, event)
+			},
+		},
+		HistoryLimit: o.Topics.HistoryLimit, RecoveryLimit: o.Topics.RecoveryLimit, IdempotencyTTL: o.Topics.IdempotencyTTL,
+		JoinLeaveInterval: o.Topics.JoinLeaveInterval, PositionInterval: o.Topics.PositionInterval,
+		HeldBytes: o.Limits.PendingBytes,
+		Lost:      func(p *session.Session, name string, server bool) { s.commands.LoseSubscription(p, name, server) },
 	})
 	if err != nil {
 		return err
@@ -87,6 +105,7 @@ func (s *Server) wireCore() error {
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
+		ReplyBytes: o.Limits.PendingBytes,
 	})
 	if err != nil {
 		return err
@@ -130,6 +149,7 @@ func (s *Server) wireNet() error {
 			session.EncodingProtobuf: protocol.PingFrame(protocol.Protobuf),
 		},
 	}}
+	endpoints = append(endpoints, s.uniEndpoints()...)
 	if o.Echo {
 		endpoints = append(endpoints, &netpoll.Endpoint{
 			Path: echoPath, Handler: handler.Echo{}, MessageSize: 16 << 20, Check: s.checkEcho,
@@ -163,15 +183,22 @@ func (s *Server) endRevoked(r auth.Revocation) {
 func (s *Server) wireHTTP() error {
 	o := &s.opts
 	paths := []string{o.WebSocket.Path}
+	if served(o.WebSocket.UniPath) {
+		paths = append(paths, o.WebSocket.UniPath)
+	}
 	if o.Echo {
 		paths = append(paths, echoPath)
+	}
+	var events []string
+	if served(o.SSE.Path) {
+		events = append(events, o.SSE.Path)
 	}
 	public := handler.PublicOptions{
 		Routes: func(r gin.IRouter) {
 			r.Use(s.observeToken)
 			handler.RegisterToken(r, handler.TokenOptions{Authority: s.authority, Logger: s.log})
 		},
-		WebSocketPaths: paths, Adopt: s.adopt, AllowOrigin: s.origins.allow, Demo: o.Demo,
+		WebSocketPaths: paths, EventPaths: events, Adopt: s.adopt, AllowOrigin: s.origins.allow, Demo: o.Demo,
 		DemoWebSocketPath: o.WebSocket.Path, Logger: s.log,
 	}
 	if o.Dev {

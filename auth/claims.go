@@ -2,8 +2,8 @@ package auth
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
-	"encoding/json"
 	"time"
 )
 
@@ -41,7 +41,8 @@ type Sub struct {
 	// Info takes the place of the token's for this topic; nil: none given.
 	Info []byte
 	// Data goes to the peer with the subscription.
-	Data []byte
+	Data     []byte
+	Override Override
 }
 
 // SubscriptionClaims are what a subscription token says. Nothing in it aliases
@@ -55,7 +56,9 @@ type SubscriptionClaims struct {
 	Client string
 	ID     string
 	Family string
-	Info   []byte
+	// Info is JSON about the subscriber, shown to others.
+	Info     []byte
+	Override Override
 	// ExpiresAt is when the subscription ends, in seconds since 1970; 0: never.
 	ExpiresAt      int64
 	TokenExpiresAt int64
@@ -277,7 +280,7 @@ func (f *fields) subscription() (*SubscriptionClaims, error) {
 		err = errNoTopic
 	}
 	if err == nil {
-		err = checkOverride(f.override)
+		c.Override, err = decodeOverride(f.override)
 	}
 	if err != nil {
 		return nil, err
@@ -344,30 +347,84 @@ func (s *Sub) decode(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	return checkOverride(override)
+	s.Override, err = decodeOverride(override)
+	return err
 }
 
-// checkOverride reads the options that a token may override for a
-// subscription. They are of capabilities to come; a token that spells them
-// wrongly is refused today, so that it does not begin to mean something later.
-func checkOverride(raw []byte) error {
+// Override is what a token says of one subscription in the place of its
+// namespace; nil: nothing.
+type Override struct {
+	Presence           *bool
+	JoinLeave          *bool
+	ForcePushJoinLeave *bool
+	ForceRecovery      *bool
+	ForcePositioning   *bool
+}
+
+// decodeOverride reads the options that a token may override for a subscription.
+// The older names of two give way to the newer ones.
+func decodeOverride(raw []byte) (Override, error) {
+	var o Override
 	if raw == nil {
-		return nil
+		return o, nil
 	}
-	type flag struct {
-		Value bool `json:"value"`
+	m, ok := walkObject(raw)
+	if !ok {
+		return o, errClaimType
 	}
-	var o struct {
-		Presence           *flag `json:"presence"`
-		JoinLeave          *flag `json:"join_leave"`
-		ForcePushJoinLeave *flag `json:"force_push_join_leave"`
-		Recover            *flag `json:"recover"`
-		ForceRecovery      *flag `json:"force_recovery"`
-		Position           *flag `json:"position"`
-		ForcePositioning   *flag `json:"force_positioning"`
+	var recovery, positioning *bool
+	flags := map[string]**bool{
+		"presence": &o.Presence, "join_leave": &o.JoinLeave, "force_push_join_leave": &o.ForcePushJoinLeave,
+		"force_recovery": &o.ForceRecovery, "recover": &recovery,
+		"force_positioning": &o.ForcePositioning, "position": &positioning,
 	}
-	if err := json.Unmarshal(raw, &o); err != nil {
-		return errClaimType
+	for {
+		name, value, ok := m.next()
+		if !ok {
+			break
+		}
+		dst := flags[string(name)]
+		if dst == nil {
+			continue
+		}
+		if *dst != nil {
+			return Override{}, errClaimDup
+		}
+		var err error
+		if *dst, err = decodeFlag(value); err != nil {
+			return Override{}, err
+		}
 	}
-	return nil
+	o.ForceRecovery = cmp.Or(o.ForceRecovery, recovery)
+	o.ForcePositioning = cmp.Or(o.ForcePositioning, positioning)
+	return o, nil
+}
+
+// decodeFlag reads {"value": true}; nil of null.
+func decodeFlag(raw []byte) (*bool, error) {
+	if string(raw) == "null" {
+		return nil, nil
+	}
+	m, ok := walkObject(raw)
+	if !ok {
+		return nil, errClaimType
+	}
+	on := new(bool)
+	for {
+		name, value, ok := m.next()
+		if !ok {
+			return on, nil
+		}
+		if string(name) != "value" {
+			continue
+		}
+		switch string(value) {
+		case "true":
+			*on = true
+		case "false", "null":
+			*on = false
+		default:
+			return nil, errClaimType
+		}
+	}
 }

@@ -41,7 +41,7 @@ func TestConnectClaims(t *testing.T) {
 		{"ids", `{"jti":"j","sid":"s","client_id":"c"}`, Claims{ID: "j", Family: "s", ClientID: "c"}},
 		{"channels", `{"channels":[ "a" , "b\u00e9","" ]}`, Claims{Channels: []string{"a", "bé", ""}}},
 		{"subs", `{"subs":{"a":{"info":{"x":1},"data":[1],"override":{"presence":{"value":true}}},"b":null,"c":{"b64info":"AA==","b64data":"AQ=="}}}`,
-			Claims{Subs: []Sub{{Topic: "a", Info: []byte(`{"x":1}`), Data: []byte(`[1]`)}, {Topic: "b"},
+			Claims{Subs: []Sub{{Topic: "a", Info: []byte(`{"x":1}`), Data: []byte(`[1]`), Override: Override{Presence: new(true)}}, {Topic: "b"},
 				{Topic: "c", Info: []byte{0}, Data: []byte{1}}}}},
 		{"nulls", `{"sub":null,"exp":null,"info":null,"meta":null,"channels":null,"subs":null,"expire_at":null}`, Claims{}},
 		{"escapes in names and values", `{"\u0073ub":"a\"b\\\u00e9"}`, Claims{Subject: `a"b\é`}},
@@ -169,10 +169,49 @@ func TestIssuerAndAudience(t *testing.T) {
 	}
 }
 
+func TestOverride(t *testing.T) {
+	v := newHMAC(t, VerifierOptions{})
+	yes, no := new(true), new(false)
+	for name, c := range map[string]struct {
+		override string
+		want     Override
+		fails    bool
+	}{
+		"nothing": {`{}`, Override{}, false},
+		"null":    {`null`, Override{}, false},
+		"all": {`{"presence":{"value":true},"join_leave":{"value":false},"force_push_join_leave":{"value":true},"force_recovery":{"value":true},"force_positioning":{"value":false}}`,
+			Override{yes, no, yes, yes, no}, false},
+		"nulls":              {`{"presence":null,"force_recovery":{"value":null}}`, Override{ForceRecovery: no}, false},
+		"no value":           {`{"presence":{}}`, Override{Presence: no}, false},
+		"older names":        {`{"recover":{"value":true},"position":{"value":true}}`, Override{ForceRecovery: yes, ForcePositioning: yes}, false},
+		"newer go first":     {`{"recover":{"value":true},"force_recovery":{"value":false}}`, Override{ForceRecovery: no}, false},
+		"in the other order": {`{"force_positioning":{"value":false},"position":{"value":true}}`, Override{ForcePositioning: no}, false},
+		"unknown":            {`{"later":1,"presence":{"value":true,"x":[]}}`, Override{Presence: yes}, false},
+		"another case":       {`{"Presence":{"value":true}}`, Override{}, false},
+		"bare":               {`{"presence":true}`, Override{}, true},
+		"a string":           {`{"presence":{"value":"true"}}`, Override{}, true},
+		"a number":           {`{"force_recovery":{"value":1}}`, Override{}, true},
+		"twice":              {`{"presence":{"value":true},"presence":{"value":false}}`, Override{}, true},
+		"a list":             {`[]`, Override{}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sub, err := v.Subscription(hsRaw(t, hsHeader, `{"channel":"x","override":`+c.override+`}`))
+			if c.fails != errors.Is(err, ErrTokenInvalid) || err == nil && !reflect.DeepEqual(sub.Override, c.want) {
+				t.Errorf("subscription token: %+v, %v", sub, err)
+			}
+			con, err := v.Connect(hsRaw(t, hsHeader, `{"subs":{"x":{"override":`+c.override+`}}}`))
+			if c.fails != errors.Is(err, ErrTokenInvalid) || err == nil && !reflect.DeepEqual(con.Subs[0].Override, c.want) {
+				t.Errorf("connection token: %+v, %v", con, err)
+			}
+		})
+	}
+}
+
 func TestSubscriptionClaims(t *testing.T) {
 	v := newHMAC(t, VerifierOptions{})
 	got, err := v.Subscription(hsRaw(t, hsHeader, `{"sub":"a","channel":"news","client":"c","info":{"x":1},"jti":"j","expire_at":0,"exp":9999999999,"override":{"position":{"value":false}}}`))
-	want := &SubscriptionClaims{Subject: "a", Topic: "news", Client: "c", Info: []byte(`{"x":1}`), ID: "j", TokenExpiresAt: 9999999999}
+	want := &SubscriptionClaims{Subject: "a", Topic: "news", Client: "c", Info: []byte(`{"x":1}`), ID: "j", TokenExpiresAt: 9999999999,
+		Override: Override{ForcePositioning: new(false)}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v, %v", got, err)
 	}

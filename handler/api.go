@@ -16,6 +16,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 
+	"perch/auth"
 	"perch/session"
 	"perch/topic"
 )
@@ -29,7 +30,10 @@ const (
 // All methods are safe from any goroutine.
 type APITopics interface {
 	Namespace(name string) (*topic.Namespace, error)
-	Publish(name string, p *topic.Publication, done func(topic.Position, error))
+	Publish(ns *topic.Namespace, name string, p *topic.Publication, r topic.PublishRequest, done func(topic.Position, error))
+	History(ns *topic.Namespace, name string, f topic.Filter, done func([]*topic.Publication, topic.Position, error))
+	RemoveHistory(ns *topic.Namespace, name string, done func(error))
+	Presence(name string, done func([]topic.ClientInfo, error))
 	Topics(pattern string) (map[string]int, error)
 	Counts() topic.Counts
 }
@@ -58,6 +62,11 @@ type APISubscription struct {
 	Data []byte
 	// ExpireAt ends the subscription, in Unix seconds; 0: never.
 	ExpireAt int64
+	// Since is where the peer stands, whose missed publications follow; nil: none
+	// are wanted.
+	Since *topic.Position
+	// Override takes the place of what the namespace says.
+	Override auth.Override
 }
 
 // APIRefresh is the new state of a connection that a backend asks for.
@@ -135,19 +144,18 @@ func newAPI(o APIOptions) *api {
 	}
 	a := &api{APIOptions: o, key: sha256.Sum256([]byte(o.Key))}
 	a.methods = map[string]apiMethod{
-		"publish":     apiBind(a.publish),
-		"broadcast":   apiBind(a.broadcast),
-		"subscribe":   apiBind(a.subscribe),
-		"unsubscribe": apiBind(a.unsubscribe),
-		"disconnect":  apiBind(a.disconnect),
-		"refresh":     apiBind(a.refresh),
-		"info":        apiBind(a.info),
-		"channels":    apiBind(a.list),
-		// Without streams and presence these have nothing to tell.
-		"presence":       apiBind(a.notAvailable),
-		"presence_stats": apiBind(a.notAvailable),
-		"history":        apiBind(a.notAvailable),
-		"history_remove": apiBind(a.notAvailable),
+		"publish":        apiBind(a.publish),
+		"broadcast":      apiBind(a.broadcast),
+		"subscribe":      apiBind(a.subscribe),
+		"unsubscribe":    apiBind(a.unsubscribe),
+		"disconnect":     apiBind(a.disconnect),
+		"refresh":        apiBind(a.refresh),
+		"info":           apiBind(a.info),
+		"channels":       apiBind(a.list),
+		"presence":       apiBind(a.presence),
+		"presence_stats": apiBind(a.presenceStats),
+		"history":        apiBind(a.history),
+		"history_remove": apiBind(a.historyRemove),
 	}
 	a.usage.read() // what the first call of info compares with
 	return a
@@ -214,7 +222,11 @@ func (a *api) serve(c *gin.Context) {
 	ctx, cancel := context.WithTimeout(c.Request.Context(), a.Timeout)
 	defer cancel()
 	result, fault := a.run(ctx, name, call)
-	a.write(c, http.StatusOK, apiReply{Error: fault, Result: result})
+	status := http.StatusOK
+	if fault != nil && strings.EqualFold(c.GetHeader(apiErrorMode), "transport") {
+		status = fault.status()
+	}
+	a.write(c, status, apiReply{Error: fault, Result: result})
 }
 
 // run does a call and counts it. A panic stays in the call: run is also used on

@@ -3,6 +3,7 @@ package handler
 import (
 	"context"
 	"errors"
+	"net/http"
 
 	"perch/topic"
 )
@@ -24,6 +25,7 @@ var (
 	apiNotAvailable    = &apiError{108, "not available"}
 	apiExpired         = &apiError{110, "expired"}
 	apiTooManyRequests = &apiError{111, "too many requests"}
+	apiUnrecoverable   = &apiError{112, "unrecoverable position"}
 )
 
 // errAPIUnanswered stands in the place of an answer that has not come.
@@ -41,6 +43,8 @@ func apiFault(err error) *apiError {
 		return apiLimitExceeded
 	case errors.Is(err, topic.ErrNotAvailable):
 		return apiNotAvailable
+	case errors.Is(err, topic.ErrUnrecoverable):
+		return apiUnrecoverable
 	case errors.Is(err, topic.ErrFull):
 		return apiTooManyRequests
 	}
@@ -61,4 +65,27 @@ func (a *api) fault(ctx context.Context, err error) *apiError {
 func (a *api) bad(why string) *apiError {
 	a.Logger.Debug("api bad request", "err", why)
 	return apiBadRequest
+}
+
+// apiErrorMode is the header by which a caller wants errors as HTTP statuses:
+// "transport".
+const apiErrorMode = "X-Centrifugo-Error-Mode"
+
+// status is the HTTP status of an error in that mode.
+func (e *apiError) status() int {
+	switch e {
+	case apiUnauthorized:
+		return http.StatusUnauthorized
+	case apiUnknownTopic, apiMethodNotFound:
+		return http.StatusNotFound
+	case apiLimitExceeded, apiBadRequest, apiExpired:
+		return http.StatusBadRequest
+	case apiNotAvailable:
+		return http.StatusNotImplemented
+	case apiTooManyRequests:
+		return http.StatusTooManyRequests
+	case apiUnrecoverable:
+		return http.StatusRequestedRangeNotSatisfiable
+	}
+	return http.StatusInternalServerError
 }

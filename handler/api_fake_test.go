@@ -135,25 +135,54 @@ type apiFakeTopics struct {
 	mu        sync.Mutex
 	published []apiFakePublication
 	publish   func(name string, done func(topic.Position, error))
+	read      func(done func([]*topic.Publication, topic.Position, error))
+	filters   []topic.Filter
+	removed   []string
+	present   []topic.ClientInfo
+	fail      error
 }
 
 type apiFakePublication struct {
 	name string
 	*topic.Publication
+	request topic.PublishRequest
 }
 
 func (f *apiFakeTopics) Namespace(name string) (*topic.Namespace, error) {
-	if ns, _, ok := strings.Cut(name, ":"); ok && ns != "news" {
+	ns, _, ok := strings.Cut(name, ":")
+	if ok && ns != "news" {
 		return nil, topic.ErrUnknownTopic
 	}
-	return &topic.Namespace{}, nil
+	return &topic.Namespace{NamespaceOptions: topic.NamespaceOptions{Presence: ok}}, nil
 }
 
-func (f *apiFakeTopics) Publish(name string, p *topic.Publication, done func(topic.Position, error)) {
+func (f *apiFakeTopics) Publish(ns *topic.Namespace, name string, p *topic.Publication, r topic.PublishRequest, done func(topic.Position, error)) {
 	f.mu.Lock()
-	f.published = append(f.published, apiFakePublication{name, p})
+	f.published = append(f.published, apiFakePublication{name, p, r})
 	f.mu.Unlock()
 	f.publish(name, done)
+}
+
+func (f *apiFakeTopics) History(_ *topic.Namespace, _ string, filter topic.Filter, done func([]*topic.Publication, topic.Position, error)) {
+	f.mu.Lock()
+	f.filters = append(f.filters, filter)
+	f.mu.Unlock()
+	if f.read == nil {
+		done(nil, topic.Position{}, topic.ErrNotAvailable)
+		return
+	}
+	f.read(done)
+}
+
+func (f *apiFakeTopics) RemoveHistory(_ *topic.Namespace, name string, done func(error)) {
+	f.mu.Lock()
+	f.removed = append(f.removed, name)
+	f.mu.Unlock()
+	go done(f.fail)
+}
+
+func (f *apiFakeTopics) Presence(_ string, done func([]topic.ClientInfo, error)) {
+	go done(f.present, f.fail)
 }
 
 func (f *apiFakeTopics) take() []apiFakePublication {
@@ -398,6 +427,7 @@ func apiErrorJSON(code int) string {
 		108: `{"error":{"code":108,"message":"not available"}}`,
 		110: `{"error":{"code":110,"message":"expired"}}`,
 		111: `{"error":{"code":111,"message":"too many requests"}}`,
+		112: `{"error":{"code":112,"message":"unrecoverable position"}}`,
 	}[code]
 }
 

@@ -100,19 +100,3 @@ func (a *api) list(_ context.Context, r *apiListRequest) (any, *apiError) {
 	}
 	return apiListResult{out}, nil
 }
-
-type apiTopicRequest struct {
-	Channel string `json:"channel"`
-}
-
-// notAvailable answers what needs streams or presence, once the request itself
-// makes sense.
-func (a *api) notAvailable(ctx context.Context, r *apiTopicRequest) (any, *apiError) {
-	if r.Channel == "" {
-		return nil, a.bad("channel is required")
-	}
-	if _, err := a.Topics.Namespace(r.Channel); err != nil {
-		return nil, a.fault(ctx, err)
-	}
-	return nil, apiNotAvailable
-}

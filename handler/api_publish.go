@@ -18,15 +18,21 @@ type apiContent struct {
 	Data    json.RawMessage   `json:"data"`
 	B64Data string            `json:"b64data"`
 	Tags    map[string]string `json:"tags"`
-	// SkipHistory is taken and changes nothing: there is no history to skip.
+	// SkipHistory keeps the publication out of the history.
 	SkipHistory bool `json:"skip_history"`
-
-	// These promise what can't be kept without a stream, so they are refused
-	// rather than ignored.
+	// IdempotencyKey makes the same publication again do nothing.
 	IdempotencyKey string `json:"idempotency_key"`
 	Delta          bool   `json:"delta"`
 	Version        uint64 `json:"version"`
 	VersionEpoch   string `json:"version_epoch"`
+}
+
+// apiMaxKey bounds an idempotency key and the epoch of a version, in bytes.
+const apiMaxKey = 256
+
+func (r *apiContent) request() topic.PublishRequest {
+	return topic.PublishRequest{SkipHistory: r.SkipHistory, IdempotencyKey: r.IdempotencyKey, Delta: r.Delta,
+		Version: r.Version, VersionEpoch: r.VersionEpoch}
 }
 
 type apiPublishRequest struct {
@@ -57,8 +63,8 @@ func (a *api) payload(r *apiContent) ([]byte, *apiError) {
 	if len(data) == 0 {
 		return nil, a.bad("data is required")
 	}
-	if r.IdempotencyKey != "" || r.Delta || r.Version != 0 || r.VersionEpoch != "" {
-		return nil, apiNotAvailable
+	if len(r.IdempotencyKey) > apiMaxKey || len(r.VersionEpoch) > apiMaxKey {
+		return nil, a.bad("idempotency_key and version_epoch have 256 bytes at most")
 	}
 	return data, nil
 }
@@ -96,7 +102,7 @@ func (a *api) publish(ctx context.Context, r *apiPublishRequest) (any, *apiError
 	if fault != nil {
 		return nil, fault
 	}
-	replies := a.publishAll(ctx, []string{r.Channel}, data, r.Tags)
+	replies := a.publishAll(ctx, []string{r.Channel}, data, &r.apiContent)
 	return replies[0].Result, replies[0].Error
 }
 
@@ -111,7 +117,7 @@ func (a *api) broadcast(ctx context.Context, r *apiBroadcastRequest) (any, *apiE
 	if fault != nil {
 		return nil, fault
 	}
-	return apiBroadcastResult{a.publishAll(ctx, r.Channels, data, r.Tags)}, nil
+	return apiBroadcastResult{a.publishAll(ctx, r.Channels, data, &r.apiContent)}, nil
 }
 
 type apiPublished struct {
@@ -121,20 +127,22 @@ type apiPublished struct {
 
 // publishAll publishes to each topic and waits for all of them. The bytes and
 // the tags are shared by the publications.
-func (a *api) publishAll(ctx context.Context, names []string, data []byte, tags map[string]string) []apiReply {
+func (a *api) publishAll(ctx context.Context, names []string, data []byte, r *apiContent) []apiReply {
 	replies := make([]apiReply, len(names))
 	g := newAPIGather(len(names), apiPublished{err: errAPIUnanswered})
 	for i, name := range names {
 		if name == "" {
 			replies[i].Error = a.bad("channel is empty")
-		} else if _, err := a.Topics.Namespace(name); err != nil {
-			replies[i].Error = apiFault(err)
-		}
-		if replies[i].Error != nil {
 			g.set(i, apiPublished{})
 			continue
 		}
-		a.Topics.Publish(name, &topic.Publication{Data: data, Tags: tags}, func(p topic.Position, err error) {
+		ns, err := a.Topics.Namespace(name)
+		if err != nil {
+			replies[i].Error = apiFault(err)
+			g.set(i, apiPublished{})
+			continue
+		}
+		a.Topics.Publish(ns, name, &topic.Publication{Data: data, Tags: r.Tags}, r.request(), func(p topic.Position, err error) {
 			g.set(i, apiPublished{p, err})
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"perch/auth"
 	"perch/session"
 	"perch/topic"
 )
@@ -36,9 +37,43 @@ type apiSubscribeRequest struct {
 	Data     json.RawMessage `json:"data"`
 	B64Data  string          `json:"b64data"`
 	ExpireAt int64           `json:"expire_at"`
-	// RecoverSince and Override are of streams and presence.
-	RecoverSince *struct{}           `json:"recover_since"`
-	Override     map[string]*apiBool `json:"override"`
+	// RecoverSince is where the peer stands.
+	RecoverSince *apiPosition `json:"recover_since"`
+	Override     *struct {
+		Presence           *apiBool `json:"presence"`
+		JoinLeave          *apiBool `json:"join_leave"`
+		ForcePushJoinLeave *apiBool `json:"force_push_join_leave"`
+		ForceRecovery      *apiBool `json:"force_recovery"`
+		ForcePositioning   *apiBool `json:"force_positioning"`
+	} `json:"override"`
+}
+
+type apiPosition struct {
+	Offset uint64 `json:"offset"`
+	Epoch  string `json:"epoch"`
+}
+
+func (p *apiPosition) topic() *topic.Position {
+	if p == nil {
+		return nil
+	}
+	return &topic.Position{Offset: p.Offset, Epoch: p.Epoch}
+}
+
+func (r *apiSubscribeRequest) override() auth.Override {
+	o := r.Override
+	if o == nil {
+		return auth.Override{}
+	}
+	return auth.Override{Presence: o.Presence.value(), JoinLeave: o.JoinLeave.value(), ForcePushJoinLeave: o.ForcePushJoinLeave.value(),
+		ForceRecovery: o.ForceRecovery.value(), ForcePositioning: o.ForcePositioning.value()}
+}
+
+func (b *apiBool) value() *bool {
+	if b == nil {
+		return nil
+	}
+	return &b.Value
 }
 
 type apiBool struct {
@@ -154,18 +189,11 @@ func (a *api) subscribe(ctx context.Context, r *apiSubscribeRequest) (any, *apiE
 	if r.ExpireAt < 0 {
 		return nil, a.bad("expire_at is negative")
 	}
-	if r.RecoverSince != nil {
-		return nil, apiNotAvailable
-	}
-	for _, wanted := range r.Override {
-		if wanted != nil && wanted.Value {
-			return nil, apiNotAvailable
-		}
-	}
 	if r.ExpireAt > 0 && r.ExpireAt <= time.Now().Unix() {
 		return nil, apiExpired
 	}
-	sub := APISubscription{Topic: r.Channel, Info: info, Data: data, ExpireAt: r.ExpireAt}
+	sub := APISubscription{Topic: r.Channel, Info: info, Data: data, ExpireAt: r.ExpireAt,
+		Since: r.RecoverSince.topic(), Override: r.override()}
 	n := len(r.Channel) + len(info) + len(data)
 	return apiEmpty(a.each(ctx, ids, n, func(s *session.Session) error {
 		err := a.Sessions.SubscribeSession(s, sub)

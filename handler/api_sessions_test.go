@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"perch/auth"
 	"perch/session"
 	"perch/topic"
 )
@@ -78,20 +79,23 @@ func TestAPISubscribe(t *testing.T) {
 		want APISubscription
 		code int
 	}{
-		"plain":           {`"channel":"news:a"`, APISubscription{Topic: "news:a"}, 0},
-		"info and data":   {`"channel":"a","info":{"i":1},"data":[1]`, APISubscription{Topic: "a", Info: []byte(`{"i":1}`), Data: []byte(`[1]`)}, 0},
-		"base64":          {`"channel":"a","b64info":"e30=","b64data":"MQ=="`, APISubscription{Topic: "a", Info: []byte(`{}`), Data: []byte(`1`)}, 0},
-		"nulls":           {`"channel":"a","info":null,"data":null,"recover_since":null,"override":null`, APISubscription{Topic: "a"}, 0},
-		"expiry":          {`"channel":"a","expire_at":` + fmt.Sprint(later), APISubscription{Topic: "a", ExpireAt: later}, 0},
-		"override to no":  {`"channel":"a","override":{"presence":{"value":false},"join_leave":null}`, APISubscription{Topic: "a"}, 0},
+		"plain":         {`"channel":"news:a"`, APISubscription{Topic: "news:a"}, 0},
+		"info and data": {`"channel":"a","info":{"i":1},"data":[1]`, APISubscription{Topic: "a", Info: []byte(`{"i":1}`), Data: []byte(`[1]`)}, 0},
+		"base64":        {`"channel":"a","b64info":"e30=","b64data":"MQ=="`, APISubscription{Topic: "a", Info: []byte(`{}`), Data: []byte(`1`)}, 0},
+		"nulls":         {`"channel":"a","info":null,"data":null,"recover_since":null,"override":null`, APISubscription{Topic: "a"}, 0},
+		"expiry":        {`"channel":"a","expire_at":` + fmt.Sprint(later), APISubscription{Topic: "a", ExpireAt: later}, 0},
+		"override": {`"channel":"a","override":{"presence":{"value":false},"join_leave":null,"force_recovery":{"value":true}}`,
+			APISubscription{Topic: "a", Override: auth.Override{Presence: new(false), ForceRecovery: new(true)}}, 0},
+		"override of all": {`"channel":"a","override":{"presence":{"value":true},"join_leave":{"value":true},"force_push_join_leave":{"value":false},"force_recovery":{},"force_positioning":{"value":true}}`,
+			APISubscription{Topic: "a", Override: auth.Override{Presence: new(true), JoinLeave: new(true), ForcePushJoinLeave: new(false), ForceRecovery: new(false), ForcePositioning: new(true)}}, 0},
+		"recovery":        {`"channel":"a","recover_since":{"offset":1,"epoch":"e"}`, APISubscription{Topic: "a", Since: &topic.Position{Offset: 1, Epoch: "e"}}, 0},
+		"from the start":  {`"channel":"a","recover_since":{}`, APISubscription{Topic: "a", Since: &topic.Position{}}, 0},
 		"no channel":      {`"data":1`, APISubscription{}, 107},
 		"unknown topic":   {`"channel":"nosuch:a"`, APISubscription{}, 102},
 		"bad info":        {`"channel":"a","b64info":"%"`, APISubscription{}, 107},
 		"bad data":        {`"channel":"a","b64data":"%"`, APISubscription{}, 107},
 		"expired":         {`"channel":"a","expire_at":1000`, APISubscription{}, 110},
 		"negative expiry": {`"channel":"a","expire_at":-1`, APISubscription{}, 107},
-		"recovery":        {`"channel":"a","recover_since":{"offset":1,"epoch":"e"}`, APISubscription{}, 108},
-		"override":        {`"channel":"a","override":{"presence":{"value":true}}`, APISubscription{}, 108},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x.t = t

@@ -149,18 +149,22 @@ func TestAPIPublish(t *testing.T) {
 		"no channel":       {`{"data":1}`, "", 107},
 		"bad base64":       {`{"channel":"news:a","b64data":"%"}`, "", 107},
 		"unknown topic":    {`{"channel":"nosuch:a","data":1}`, "", 102},
-		"idempotency key":  {`{"channel":"news:a","data":1,"idempotency_key":"k"}`, "", 108},
-		"delta":            {`{"channel":"news:a","data":1,"delta":true}`, "", 108},
-		"version":          {`{"channel":"news:a","data":1,"version":3}`, "", 108},
-		"epoch of version": {`{"channel":"news:a","data":1,"version_epoch":"e"}`, "", 108},
+		"long key":         {`{"channel":"news:a","data":1,"idempotency_key":"` + strings.Repeat("k", apiMaxKey+1) + `"}`, "", 107},
+		"long epoch":       {`{"channel":"news:a","data":1,"version":1,"version_epoch":"` + strings.Repeat("k", apiMaxKey+1) + `"}`, "", 107},
+		"negative version": {`{"channel":"news:a","data":1,"version":-1}`, "", 400},
 		"nothing":          {`{}`, "", 107},
 		"null":             {`null`, "", 107},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x.t = t
-			if c.data == "" {
+			switch {
+			case c.code == 400:
+				if status, _, _ := x.send("publish", c.body); status != 400 {
+					t.Errorf("status %d", status)
+				}
+			case c.data == "":
 				x.fails("publish", c.body, c.code)
-			} else {
+			default:
 				x.call("publish", c.body, `{"result":{"offset":6,"epoch":"e"}}`)
 			}
 			got := x.topics.take()
@@ -179,6 +183,31 @@ func TestAPIPublish(t *testing.T) {
 	}
 	x.topics.publish = func(_ string, done func(topic.Position, error)) { done(topic.Position{}, nil) }
 	x.call("publish", `{"channel":"a","data":1}`, `{"result":{}}`)
+	x.topics.take()
+	// What a publisher asks for reaches the topic, from both methods.
+	long := strings.Repeat("k", apiMaxKey)
+	for asked, want := range map[string]topic.PublishRequest{
+		``:                       {},
+		`,"skip_history":true`:   {SkipHistory: true},
+		`,"delta":true`:          {Delta: true},
+		`,"idempotency_key":"k"`: {IdempotencyKey: "k"},
+		`,"version":3`:           {Version: 3},
+		`,"version_epoch":"e"`:   {VersionEpoch: "e"},
+		`,"skip_history":false,"idempotency_key":"` + long + `","delta":true,"version":18446744073709551615,"version_epoch":"` + long + `"`: {
+			IdempotencyKey: long, Delta: true, Version: 1<<64 - 1, VersionEpoch: long},
+	} {
+		x.call("publish", `{"channel":"a","data":1`+asked+`}`, `{"result":{}}`)
+		x.call("broadcast", `{"channels":["a","b"],"data":1`+asked+`}`, `{"result":{"responses":[{"result":{}},{"result":{}}]}}`)
+		got := x.topics.take()
+		if len(got) != 3 {
+			t.Fatalf("%d publications", len(got))
+		}
+		for _, p := range got {
+			if p.request != want {
+				t.Errorf("%s: asked for %+v, want %+v", asked, p.request, want)
+			}
+		}
+	}
 }
 
 func TestAPIPublishErrors(t *testing.T) {
@@ -286,7 +315,7 @@ func TestAPIBroadcast(t *testing.T) {
 	x.fails("broadcast", `{"channels":[],"data":1}`, 107)
 	x.fails("broadcast", `{"data":1}`, 107)
 	x.fails("broadcast", `{"channels":["a"]}`, 107)
-	x.fails("broadcast", `{"channels":["a"],"data":1,"idempotency_key":"k"}`, 108)
+	x.fails("broadcast", `{"channels":["a"],"data":1,"idempotency_key":"`+strings.Repeat("k", apiMaxKey+1)+`"}`, 107)
 	x.fails("broadcast", `{"channels":[`+strings.Repeat(`"a",`, apiMaxItems)+`"a"],"data":1}`, 106)
 	if p := x.topics.take(); len(p) != 0 {
 		t.Errorf("refused broadcasts published %d times", len(p))
@@ -385,15 +414,6 @@ func TestAPIChannels(t *testing.T) {
 	x.fails("channels", `{"pattern":"["}`, 107)
 }
 
-func TestAPINotAvailableYet(t *testing.T) {
-	x := newAPITest(t)
-	for _, method := range []string{"presence", "presence_stats", "history", "history_remove"} {
-		x.fails(method, `{"channel":"a"}`, 108)
-		x.fails(method, `{"channel":"nosuch:a"}`, 102)
-		x.fails(method, `{}`, 107)
-	}
-}
-
 // With the real topics behind it.
 func TestAPIOverTopics(t *testing.T) {
 	topics, err := topic.New(topic.Options{Namespaces: []topic.NamespaceOptions{{Name: "news"}}})
@@ -406,7 +426,9 @@ func TestAPIOverTopics(t *testing.T) {
 	if !x.loops[0].Reserve(1) {
 		t.Fatal("no room")
 	}
-	x.loops[0].Post(1, x.id(3), func(s *session.Session) { joined <- topics.Subscribe(s, "news:a", true) })
+	x.loops[0].Post(1, x.id(3), func(s *session.Session) {
+		joined <- topics.Subscribe(s, "news:a", topic.SubscribeOptions{Server: true})
+	})
 	if err := <-joined; err != nil {
 		t.Fatal(err)
 	}
@@ -414,6 +436,12 @@ func TestAPIOverTopics(t *testing.T) {
 	x.call("publish", `{"channel":"news:nobody","data":1}`, `{"result":{}}`)
 	x.fails("publish", `{"channel":"nosuch:a","data":1}`, 102)
 	x.fails("publish", `{"channel":"`+strings.Repeat("a", 300)+`","data":1}`, 102)
+	for _, method := range []string{"presence", "presence_stats", "history", "history_remove"} {
+		x.fails(method, `{"channel":"news:a"}`, 108)
+		x.fails(method, `{"channel":"nosuch:a"}`, 102)
+		x.fails(method, `{}`, 107)
+	}
+	x.fails("publish", `{"channel":"news:a","data":1,"version":1}`, 108)
 }
 
 func TestAPIManyCallers(t *testing.T) {

@@ -36,6 +36,8 @@ type Identity struct {
 	// FramePings says that the peer is pinged with frames of RFC 6455 and not with
 	// the protocol's own.
 	FramePings bool
+	// Uni is what the handshake of a unidirectional endpoint said; nil: nothing.
+	Uni *UniRequest
 }
 
 // Require says where a peer must have shown a token.
@@ -82,6 +84,11 @@ type Options struct {
 	// SessionBytes bounds the commands of one session that wait for an earlier
 	// one; 0 means 256 KiB.
 	SessionBytes int
+	// ReplyBytes is what may wait for a peer (Endpoint.PendingBytes of package
+	// netpoll). What a subscription has missed is recovered where it fits in, a
+	// history is cut to it, and a longer answer is sent where nothing else waits and
+	// it has eight times that at most; 0: nothing bounds them.
+	ReplyBytes int
 	// CallTimeout bounds a call of a registered method, from its arrival; 0 means
 	// 10 s.
 	CallTimeout time.Duration
@@ -123,6 +130,8 @@ type Commands struct {
 type loopState struct {
 	buf []byte
 	cmd *protocol.Command // empty; nil while one is done
+	// positions and id are where the id of an event is put together.
+	positions, id []byte
 	// expiries are of the subscriptions that end before their session, in Unix
 	// seconds, by topic. Few sessions have any.
 	expiries map[session.ID]map[string]int64
@@ -257,7 +266,7 @@ func (c *Commands) Message(s *session.Session, data []byte, binary bool) {
 func (c *Commands) Expire(s *session.Session) { c.expire(s) }
 
 // Closed implements session.Handler.
-func (c *Commands) Closed(s *session.Session, _ session.Reason) {
+func (c *Commands) Closed(s *session.Session, r session.Reason) {
 	if w := workOf(s); w != nil {
 		if w.cancel != nil {
 			w.cancel()
@@ -265,6 +274,9 @@ func (c *Commands) Closed(s *session.Session, _ session.Reason) {
 		s.Work = nil
 	}
 	delete(c.at(s).expiries, s.ID())
+	if r == session.ReasonHandedOff {
+		c.topics.Quiet(s)
+	}
 	c.topics.Leave(s)
 	c.opts.Registry.Remove(s)
 }
@@ -347,8 +359,12 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *
 		c.refresh(s, cmd)
 	case kindSubRefresh:
 		c.subRefresh(s, cmd)
-	case kindPresence, kindPresenceStats, kindHistory:
-		c.fail(s, cmd.Id, protocol.ErrNotAvailable)
+	case kindPresence:
+		c.presence(s, cmd.Id, cmd.Presence.Channel, true, presenceReply)
+	case kindPresenceStats:
+		c.presence(s, cmd.Id, cmd.PresenceStats.Channel, false, presenceStatsReply)
+	case kindHistory:
+		c.history(s, cmd)
 	default:
 		// PingRequest is in the protocol's files, but servers refuse it.
 		c.badRequest(s, "no request")
@@ -357,6 +373,10 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *
 
 // reply sends r. Runs on the loop; s may be closed afterwards.
 func (c *Commands) reply(s *session.Session, r *protocol.Reply) {
+	if s.Encoding.Unidirectional() {
+		c.tell(s, r)
+		return
+	}
 	st := c.at(s)
 	buf, err := protocol.AppendReply(st.buf[:0], encodingOf(s), r)
 	if err != nil {
@@ -373,6 +393,10 @@ func (c *Commands) reply(s *session.Session, r *protocol.Reply) {
 
 // fail answers the command id with e.
 func (c *Commands) fail(s *session.Session, id uint32, e *Error) {
+	if s.Encoding.Unidirectional() {
+		c.failUni(s, e)
+		return
+	}
 	c.counters.failed(e.Code)
 	if id == 0 {
 		return // a send is not answered

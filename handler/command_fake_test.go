@@ -144,6 +144,7 @@ type fakePeer struct {
 	beating bool
 	pinged  bool
 	expiry  int64
+	pending int
 }
 
 func (p *fakePeer) WriteMessage(payload []byte, binary bool) {
@@ -169,7 +170,7 @@ func (p *fakePeer) WriteFrame(frame []byte) {
 	}
 }
 
-func (p *fakePeer) Pending() int { return 0 }
+func (p *fakePeer) Pending() int { return p.pending }
 
 func (p *fakePeer) CloseWith(r session.Reason, code uint16, _ string) {
 	if p.s.Closed() {
@@ -197,6 +198,7 @@ func (p *fakePeer) replies() []*pb.Reply {
 	p.t.Helper()
 	var out []*pb.Reply
 	for _, msg := range p.out {
+		var got []*pb.Reply
 		var d pb.ReplyDecoder = pb.NewJSONReplyDecoder(msg)
 		if p.s.Encoding == session.EncodingProtobuf {
 			d = pb.NewProtobufReplyDecoder(msg)
@@ -210,10 +212,39 @@ func (p *fakePeer) replies() []*pb.Reply {
 				p.t.Fatalf("sent %q: %v", msg, err)
 			}
 			out = append(out, r)
+			got = append(got, r)
 		}
+		p.spelled(msg, got)
 	}
 	p.out, p.kinds = nil, nil
 	return out
+}
+
+// spelled checks that a message is, byte for byte, what the SDKs' own encoders
+// make of it; maps aside, which have no order.
+func (p *fakePeer) spelled(msg []byte, got []*pb.Reply) {
+	p.t.Helper()
+	var want []byte
+	for i, r := range got {
+		if r.Connect != nil && len(r.Connect.Subs) > 1 || r.Presence != nil {
+			return
+		}
+		if p.s.Encoding == session.EncodingProtobuf {
+			raw, err := r.MarshalCF()
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			want = append(binary.AppendUvarint(want, uint64(len(raw))), raw...)
+			continue
+		}
+		if i > 0 {
+			want = append(want, '\n')
+		}
+		want = r.AppendJSON(want)
+	}
+	if !bytes.Equal(msg, want) {
+		p.t.Fatalf("sent %q, want %q", msg, want)
+	}
 }
 
 // said is what was sent, as lines of JSON.
@@ -350,16 +381,21 @@ func (v *fakeVerifier) Subscription(token string) (*auth.SubscriptionClaims, err
 
 func (v *fakeVerifier) Cheap(token string) bool { return !strings.HasPrefix(token, "slow-") }
 
-// fakeBroker keeps publications until the test answers, where it is told to.
+// fakeBroker keeps publications and what it has read until the test answers,
+// where it is told to.
 type fakeBroker struct {
 	*topic.Memory
 	mu   sync.Mutex
 	hold bool
 	held []func(error)
 	err  error
+
+	slow  bool // reads wait in reads
+	reads []func()
+	fail  error // of reads
 }
 
-func (b *fakeBroker) Publish(name string, p *topic.Publication, done func(topic.Position, error)) {
+func (b *fakeBroker) Publish(name string, p *topic.Publication, o topic.PublishOptions, done func(topic.Position, error)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -369,13 +405,45 @@ func (b *fakeBroker) Publish(name string, p *topic.Publication, done func(topic.
 				done(topic.Position{}, err)
 				return
 			}
-			b.Memory.Publish(name, p, done)
+			b.Memory.Publish(name, p, o, done)
 		})
 	case b.err != nil:
 		done(topic.Position{}, b.err)
 	default:
-		b.Memory.Publish(name, p, done)
+		b.Memory.Publish(name, p, o, done)
 	}
+}
+
+// History reads at once, so that a slow answer is an old one.
+func (b *fakeBroker) History(name string, f topic.Filter, done func([]*topic.Publication, topic.Position, error)) {
+	b.mu.Lock()
+	slow, fail := b.slow, b.fail
+	b.mu.Unlock()
+	answer := done
+	if fail != nil {
+		answer = func([]*topic.Publication, topic.Position, error) { done(nil, topic.Position{}, fail) }
+	}
+	if !slow {
+		b.Memory.History(name, f, answer)
+		return
+	}
+	b.Memory.History(name, f, func(pubs []*topic.Publication, at topic.Position, err error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.reads = append(b.reads, func() { answer(pubs, at, err) })
+	})
+}
+
+// answer lets the reads go that wait, the last first.
+func (b *fakeBroker) answer() int {
+	b.mu.Lock()
+	reads := b.reads
+	b.reads, b.slow = nil, false
+	b.mu.Unlock()
+	for i := len(reads) - 1; i >= 0; i-- {
+		reads[i]()
+	}
+	return len(reads)
 }
 
 // rig is a handler with all it needs.
@@ -391,6 +459,7 @@ type rig struct {
 	now      time.Time
 	log      *syncBuffer
 	slot     uint32
+	closed   bool
 }
 
 type syncBuffer struct {
@@ -420,7 +489,7 @@ func newRig(t testing.TB, change ...func(*rigOptions)) *rig {
 	t.Helper()
 	r := &rig{
 		t: t, loop: newFakeLoop(), registry: session.NewRegistry(), now: time.Unix(1_700_000_000, 0), log: &syncBuffer{},
-		broker:   &fakeBroker{Memory: topic.NewMemory()},
+		broker:   &fakeBroker{Memory: topic.NewMemory(topic.MemoryOptions{})},
 		verifier: &fakeVerifier{claims: map[string]*auth.Claims{}, subs: map[string]*auth.SubscriptionClaims{}},
 	}
 	log := slog.New(slog.NewTextHandler(r.log, nil))
@@ -434,7 +503,9 @@ func newRig(t testing.TB, change ...func(*rigOptions)) *rig {
 				{Name: "open", AllowSubscribeForClient: true, AllowSubscribeForAnonymous: true, AllowPublishForClient: true, AllowPublishForAnonymous: true},
 				{Name: "chat", AllowSubscribeForClient: true, AllowPublishForSubscriber: true},
 			},
-			Broker: r.broker, Encoders: Encoders(), MaxSubscriptions: 4, MaxLength: 40,
+			Broker: r.broker, Encoders: Encoders(), Joined: JoinEncoders(), Node: 77, MaxSubscriptions: 4, MaxLength: 40,
+			PositionInterval: time.Hour, JoinLeaveInterval: time.Hour,
+			Lost: func(s *session.Session, name string, server bool) { r.c.LoseSubscription(s, name, server) },
 		},
 	}
 	for _, f := range change {
@@ -460,6 +531,26 @@ func (r *rig) close() {
 	}
 	r.pool.done.Wait()
 	r.loop.turn()
+	if r.closed {
+		return
+	}
+	r.closed = true
+	for _, p := range r.loop.sessions {
+		p.CloseWith(session.ReasonShutdown, 0, "")
+	}
+	r.broker.answer()
+	r.loop.turn()
+	if err := r.topics.Close(); err != nil {
+		r.t.Error(err)
+	}
+	for range 400 { // contexts that end tell of it on goroutines of their own
+		if r.loop.inUse() == 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+		r.loop.turn()
+	}
+	r.t.Errorf("%d bytes of the inbox stay taken at the end", r.loop.inUse())
 }
 
 // open is a new peer; identity is what the handshake found.
@@ -480,6 +571,41 @@ func (r *rig) user(e session.Encoding, name string) *fakePeer {
 	p := r.open(e, nil)
 	p.connect(name)
 	return p
+}
+
+// publish is a publication of a backend's, which reaches all before it returns.
+func (r *rig) publish(name, data string, change ...func(*topic.PublishRequest)) topic.Position {
+	r.t.Helper()
+	ns, err := r.topics.Namespace(name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var q topic.PublishRequest
+	for _, f := range change {
+		f(&q)
+	}
+	var got topic.Position
+	r.topics.Publish(ns, name, &topic.Publication{Data: []byte(data)}, q, func(at topic.Position, err error) {
+		if got = at; err != nil {
+			r.t.Fatal(err)
+		}
+	})
+	r.loop.turn()
+	return got
+}
+
+// namespaces adds to those of the rig.
+func namespaces(all ...topic.NamespaceOptions) func(*rigOptions) {
+	return func(o *rigOptions) { o.Topics.Namespaces = append(o.Topics.Namespaces, all...) }
+}
+
+// kept is a namespace whose topics keep their publications.
+func kept(name string, change ...func(*topic.NamespaceOptions)) topic.NamespaceOptions {
+	o := topic.NamespaceOptions{Name: name, AllowSubscribeForClient: true, HistorySize: 5, HistoryTTL: time.Hour}
+	for _, f := range change {
+		f(&o)
+	}
+	return o
 }
 
 // both runs a test in each encoding.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	pb "github.com/centrifugal/protocol"
+
 	"perch/session"
 )
 
@@ -149,9 +151,11 @@ func TestRepliesCostNothing(t *testing.T) {
 		data := []byte(`{"a":1}`)
 		pub := &publishing{c: r.c, id: 4}
 		run := &running{c: r.c, id: 5}
+		ns, _ := r.topics.Namespace("a")
+		w := wish{id: 6, name: "a", ns: ns, request: &pb.SubscribeRequest{}}
 		if n := testing.AllocsPerRun(100, func() {
 			pub.answer(&p.s)
-			r.c.subscribed(&p.s, 6, "a", 0)
+			r.c.subscribed(&p.s, w)
 			r.topics.Unsubscribe(&p.s, "a")
 			run.reply(&p.s, data, nil)
 		}); n > 8 { // the subscription's own: topic, member, lists

@@ -46,24 +46,25 @@ func (c *Commands) connect(s *session.Session, cmd *protocol.Command) {
 	if w := workOf(s); w != nil {
 		id = w.identity
 	}
-	token, cid := cmd.Connect.Token, cmd.Id
+	req, cid := cmd.Connect, cmd.Id
+	token := req.Token
 	switch {
 	case token == "" && id.Claims != nil:
-		c.admit(s, cid, id.Claims)
+		c.admit(s, cid, req, id.Claims)
 	case token == "" && (c.opts.Insecure || c.opts.Require == RequireNone):
-		c.admit(s, cid, nil)
+		c.admit(s, cid, req, nil)
 	case token == "":
 		c.badRequest(s, "no token")
 	case c.opts.Require == RequireHandshake && id.Claims == nil && !c.opts.Insecure:
 		s.Close(session.ReasonInvalidToken)
 	case c.opts.Verifier.Cheap(token):
 		claims, err := c.opts.Verifier.Connect(token)
-		c.verified(s, cid, claims, err)
+		c.verified(s, cid, req, claims, err)
 	default:
 		s.State = session.StateVerifying
 		taken := c.offload(s, cid, len(token), func() func(*session.Session) {
 			claims, err := c.opts.Verifier.Connect(token)
-			return func(s *session.Session) { c.verified(s, cid, claims, err) }
+			return func(s *session.Session) { c.verified(s, cid, req, claims, err) }
 		})
 		if !taken && !s.Closed() {
 			c.refuse(s)
@@ -74,7 +75,7 @@ func (c *Commands) connect(s *session.Session, cmd *protocol.Command) {
 // verified goes on when the token of a connect command has been looked at. A
 // token beside one of the handshake must be of the same user, and takes its
 // place.
-func (c *Commands) verified(s *session.Session, id uint32, claims *auth.Claims, err error) {
+func (c *Commands) verified(s *session.Session, id uint32, req *pb.ConnectRequest, claims *auth.Claims, err error) {
 	if err != nil {
 		c.refuseToken(s, id, err, nil)
 		return
@@ -83,7 +84,7 @@ func (c *Commands) verified(s *session.Session, id uint32, claims *auth.Claims, 
 		s.Close(session.ReasonInvalidToken)
 		return
 	}
-	c.admit(s, id, claims)
+	c.admit(s, id, req, claims)
 }
 
 // refuseToken answers a command whose token is not good: 109 where it was
@@ -116,7 +117,7 @@ func (c *Commands) refuse(s *session.Session) {
 }
 
 // admit makes a session of the peer: nil claims are those of nobody.
-func (c *Commands) admit(s *session.Session, id uint32, claims *auth.Claims) {
+func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, claims *auth.Claims) {
 	if claims == nil {
 		claims = &auth.Claims{}
 	}
@@ -129,20 +130,17 @@ func (c *Commands) admit(s *session.Session, id uint32, claims *auth.Claims) {
 		c.refuseToken(s, id, auth.ErrTokenExpired, nil)
 		return
 	}
-	subs, err := c.serverSide(s, claims)
-	switch {
-	case errors.Is(err, topic.ErrTooMany):
-		s.Close(session.ReasonTopicLimit)
-		return
-	case err != nil:
-		c.topics.Leave(s)
-		c.fail(s, id, subscribeError(err))
-		if !s.Closed() {
-			c.refuse(s)
+	var g *group
+	var wishes []*grouped
+	if c.serverSide(claims) {
+		g = &group{c: c}
+		var err error
+		if wishes, err = g.wishes(s, claims, req.Subs); err != nil {
+			c.notAdmitted(s, id, err)
+			return
 		}
-		return
 	}
-
+	// Who it is comes before its subscriptions: presence shows it.
 	user := strings.Clone(claims.Subject)
 	s.Anonymous = user == ""
 	s.Family, s.Token = TokenHash(claims.Family), TokenHash(claims.ID)
@@ -154,9 +152,41 @@ func (c *Commands) admit(s *session.Session, id uint32, claims *auth.Claims) {
 		// make each close a walk through it.
 		c.opts.Registry.Identify(s, user)
 	}
-	s.State = session.StateConnected
+	if len(wishes) == 0 {
+		c.admitted(s, id, expires, nil)
+		return
+	}
+	c.pause(s, func(done func(*session.Session)) { g.begin(s, wishes, done) }, func(s *session.Session) {
+		if g.err == nil {
+			c.admitted(s, id, expires, g)
+			return
+		}
+		c.topics.Leave(s)
+		c.opts.Registry.Remove(s)
+		c.notAdmitted(s, id, g.err)
+	})
+}
 
-	result := pb.ConnectResult{Client: c.clientID(s), Version: c.opts.Version, Subs: subs}
+// notAdmitted answers a connect command whose subscriptions can't be made.
+func (c *Commands) notAdmitted(s *session.Session, id uint32, err error) {
+	if errors.Is(err, topic.ErrTooMany) {
+		s.Close(session.ReasonTopicLimit)
+		return
+	}
+	c.fail(s, id, c.subscribeError(s, err))
+	if !s.Closed() {
+		c.refuse(s)
+	}
+}
+
+// admitted answers the connect command of a session that has all its
+// subscriptions; g is nil where there are none.
+func (c *Commands) admitted(s *session.Session, id uint32, expires int64, g *group) {
+	s.State = session.StateConnected
+	result := pb.ConnectResult{Client: c.clientID(s), Version: c.opts.Version}
+	if g != nil {
+		result.Subs = g.subs
+	}
 	framePings := false
 	if w := workOf(s); w != nil {
 		framePings = w.identity.FramePings
@@ -169,58 +199,19 @@ func (c *Commands) admit(s *session.Session, id uint32, claims *auth.Claims) {
 	}
 	if expires != 0 {
 		result.Expires = true
-		result.Ttl = ttl(expires, now)
+		result.Ttl = ttl(expires, c.now())
 	}
 	c.setExpiry(s, expires)
 	c.reply(s, &protocol.Reply{Id: id, Connect: &result})
 	if !s.Closed() {
 		s.StartHeartbeat()
 	}
-}
-
-// serverSide subscribes s to what its token names, and to the topic of its
-// user.
-func (c *Commands) serverSide(s *session.Session, claims *auth.Claims) (map[string]*pb.SubscribeResult, error) {
-	personal := c.opts.UserPersonal && claims.Subject != ""
-	if len(claims.Channels) == 0 && len(claims.Subs) == 0 && !personal {
-		return nil, nil
+	for name := range result.Subs {
+		if s.Closed() {
+			return
+		}
+		c.live(s, name)
 	}
-	subs := make(map[string]*pb.SubscribeResult, len(claims.Channels)+len(claims.Subs)+1)
-	add := func(name string, data []byte) error {
-		if subs[name] != nil {
-			return nil
-		}
-		if err := c.topics.Subscribe(s, name, true); err != nil {
-			return err
-		}
-		if !protocol.ValidPayload(data, encodingOf(s)) {
-			data = nil
-		}
-		subs[name] = &pb.SubscribeResult{Data: data}
-		return nil
-	}
-	// Those with options go first: a name may stand in both.
-	for i := range claims.Subs {
-		if err := add(claims.Subs[i].Topic, claims.Subs[i].Data); err != nil {
-			return nil, err
-		}
-	}
-	for _, name := range claims.Channels {
-		if err := add(name, nil); err != nil {
-			return nil, err
-		}
-	}
-	// A user whose name can't stand in a topic's has no personal one: a comma
-	// would make it the topic of two others.
-	if personal && !strings.Contains(claims.Subject, userSeparator) {
-		name := PersonalTopic(c.opts.PersonalNamespace, claims.Subject)
-		if _, err := c.topics.Namespace(name); err != nil {
-			c.log.Debug("no personal topic", "session", c.clientID(s), "err", err)
-		} else if err := add(name, nil); err != nil {
-			return nil, err
-		}
-	}
-	return subs, nil
 }
 
 // refresh gives the session the time of a new token.

@@ -8,6 +8,7 @@ import (
 
 	"perch/auth"
 	"perch/session"
+	"perch/topic"
 )
 
 const epoch = 1_700_000_000 // the rig's time
@@ -115,8 +116,8 @@ func TestConnectReply(t *testing.T) {
 			t.Errorf("expires at %d", p.expiry)
 		}
 		n := 0
-		r.topics.Each(&p.s, func(_ string, server bool) {
-			if server {
+		r.topics.Each(&p.s, func(sub topic.Subscription) {
+			if sub.Server {
 				n++
 			}
 		})

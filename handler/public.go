@@ -19,7 +19,10 @@ type PublicOptions struct {
 	// comes this way is no upgrade (426), or came second on a connection that
 	// net/http holds already (Adopt).
 	WebSocketPaths []string
-	// Adopt takes over an upgrade request, and with it the connection, which it
+	// EventPaths are served by the event loop as well, as event streams: what comes
+	// this way is no GET (405), or came second, as above.
+	EventPaths []string
+	// Adopt takes over an upgrade request, or one for an event stream, and with it the connection, which it
 	// hijacks from w. It may also answer over w. It runs on the goroutine of the
 	// request. nil: such a request gets 503 and the connection is closed, so that
 	// the client's next one starts afresh.
@@ -63,13 +66,15 @@ func NewPublic(o PublicOptions) http.Handler {
 	// and the slowing of brute force goes by address.
 	e.ForwardedByClientIP = false
 
-	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string)}
+	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string), streams: o.EventPaths}
 	e.Use(defaultHeaders, recovered(o.Logger, func(c *gin.Context) {
 		problem(c, http.StatusInternalServerError, "server_error", "internal error")
 	}), cross.handle)
 	e.NoRoute(func(c *gin.Context) { problem(c, http.StatusNotFound, "not_found", "no such path") })
 	e.NoMethod(func(c *gin.Context) {
-		allowWithHead(c.Writer.Header())
+		if !slices.Contains(o.EventPaths, c.Request.URL.Path) {
+			allowWithHead(c.Writer.Header())
+		}
 		problem(c, http.StatusMethodNotAllowed, "method_not_allowed", "see the Allow header")
 	})
 
@@ -83,10 +88,14 @@ func NewPublic(o PublicOptions) http.Handler {
 	for _, p := range o.WebSocketPaths {
 		e.GET(p, upgradeRequired(o.Adopt))
 	}
+	for _, p := range o.EventPaths {
+		e.GET(p, eventsAdopted(o.Adopt))
+		cross.methods[p] = []string{http.MethodGet}
+	}
 	if o.Demo {
 		registerDemo(e, o)
 	}
-	return headAsGet(e)
+	return headAsGet(e, o.EventPaths)
 }
 
 // problem answers with the shape of RFC 6749's errors, so that a client of the
@@ -133,10 +142,11 @@ func recovered(log *slog.Logger, answer func(*gin.Context)) gin.HandlerFunc {
 	}
 }
 
-// headAsGet answers HEAD wherever GET is answered; net/http drops the body.
-func headAsGet(e *gin.Engine) http.Handler {
+// headAsGet answers HEAD wherever GET is answered with a body that ends; net/http
+// drops it.
+func headAsGet(e *gin.Engine, streams []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodHead && !isUpgrade(r) {
+		if r.Method == http.MethodHead && !isUpgrade(r) && !slices.Contains(streams, r.URL.Path) {
 			// A copy: net/http looks at its own request to know that there is no body.
 			r = r.WithContext(r.Context())
 			r.Method = http.MethodGet
@@ -199,6 +209,7 @@ func hasToken(values []string, token string) bool {
 type crossOrigin struct {
 	allow   func(origin, host string) bool
 	methods map[string][]string // by path; fixed once NewPublic returns
+	streams []string            // paths that have no HEAD
 }
 
 func (x *crossOrigin) handle(c *gin.Context) {
@@ -217,7 +228,7 @@ func (x *crossOrigin) handle(c *gin.Context) {
 		return
 	}
 	list := strings.Join(methods, ", ")
-	if slices.Contains(methods, http.MethodGet) {
+	if slices.Contains(methods, http.MethodGet) && !slices.Contains(x.streams, r.URL.Path) {
 		list += ", " + http.MethodHead
 	}
 	h.Set("Allow", list)
@@ -230,7 +241,7 @@ func (x *crossOrigin) handle(c *gin.Context) {
 		return
 	}
 	h.Set("Access-Control-Allow-Methods", list)
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
 	h.Set("Access-Control-Max-Age", "600")
 	c.AbortWithStatus(http.StatusNoContent)
 }

@@ -3,6 +3,7 @@ package handler
 import (
 	"errors"
 	"sync/atomic"
+	"unicode/utf8"
 
 	pb "github.com/centrifugal/protocol"
 
@@ -17,17 +18,56 @@ func Encoders() topic.Encoders {
 	var t topic.Encoders
 	t[session.EncodingJSON] = encoder(protocol.JSON)
 	t[session.EncodingProtobuf] = encoder(protocol.Protobuf)
+	addUni(&t)
 	return t
 }
 
 func encoder(e protocol.Encoding) topic.Encoder {
-	return func(name string, p *topic.Publication) ([]byte, error) {
-		out := protocol.Publication{Data: p.Data, Tags: p.Tags, Offset: p.Offset}
+	return func(name string, p *topic.Publication, form topic.Form, data []byte) ([]byte, error) {
+		out := protocol.Publication{Data: data, Tags: p.Tags, Offset: p.Offset, Delta: form == topic.FormPatch}
 		if p.Info != nil {
-			out.User, out.Client, out.ConnInfo = p.Info.User, p.Info.Client, p.Info.ConnInfo
+			out.User, out.Client, out.ConnInfo, out.ChanInfo = p.Info.User, p.Info.Client, p.Info.ConnInfo, p.Info.ChanInfo
+		}
+		if form != topic.FormPlain && e == protocol.JSON {
+			if !protocol.ValidPayload(p.Data, e) {
+				return nil, protocol.ErrInvalidJSON
+			}
+			if !utf8.Valid(data) {
+				// A patch may cut a character in two, which a JSON string can't say.
+				out.Data, out.Delta = p.Data, false
+			}
+			out.Data = jsonString(out.Data)
 		}
 		return protocol.PublicationFrame(e, name, &out)
 	}
+}
+
+// JoinEncoders is the table for the news of who comes and goes.
+func JoinEncoders() topic.JoinEncoders {
+	var t topic.JoinEncoders
+	t[session.EncodingJSON] = joinEncoder(protocol.JSON)
+	t[session.EncodingProtobuf] = joinEncoder(protocol.Protobuf)
+	addUniJoins(&t)
+	return t
+}
+
+func joinEncoder(e protocol.Encoding) topic.JoinEncoder {
+	return func(name string, news []topic.News) ([]byte, error) {
+		return protocol.PushesFrame(e, newsPushes(e, name, news))
+	}
+}
+
+func newsPushes(e protocol.Encoding, name string, news []topic.News) []protocol.Push {
+	pushes := make([]protocol.Push, len(news))
+	for i := range news {
+		pushes[i].Channel = name
+		if info := clientInfo(&news[i].Client, e); news[i].Left {
+			pushes[i].Leave = &pb.Leave{Info: info}
+		} else {
+			pushes[i].Join = &pb.Join{Info: info}
+		}
+	}
+	return pushes
 }
 
 func (c *Commands) mayPublish(s *session.Session, ns *topic.Namespace, name string) bool {
@@ -86,12 +126,9 @@ func (c *Commands) publish(s *session.Session, cmd *protocol.Command) {
 		c.noRoom(s, id)
 		return
 	}
-	info := &topic.PublisherInfo{User: s.User(), Client: c.clientID(s)}
-	if s.Extra != nil {
-		info.ConnInfo = s.Extra.Info
-	}
+	info := c.topics.Info(s, name)
 	p := &publishing{c: c, loop: loop, name: s.ID(), id: id}
-	c.topics.Publish(name, &topic.Publication{Data: req.Data, Info: info}, p.done)
+	c.topics.Publish(ns, name, &topic.Publication{Data: req.Data, Info: &info}, topic.PublishRequest{}, p.done)
 	if p.state.CompareAndSwap(publishStarted, publishAwaited) {
 		needWork(s).busy = true
 		return

@@ -42,12 +42,15 @@ func (c *Commands) maySubscribe(s *session.Session, ns *topic.Namespace, name st
 	if c.opts.Insecure {
 		return true
 	}
+	if ns.AllowUserLimitedChannels && strings.Contains(name, userBoundary) && !strings.HasPrefix(name, privatePrefix) {
+		return mayUse(name, s.User())
+	}
 	return ns.AllowSubscribeForClient && (!s.Anonymous || ns.AllowSubscribeForAnonymous) &&
 		!strings.HasPrefix(name, privatePrefix) && mayUse(name, s.User())
 }
 
-// subscribeError is the answer to an error of topic.Subscribe.
-func subscribeError(err error) *Error {
+// subscribeError is the answer to an error of topic.Subscribe or Recover.
+func (c *Commands) subscribeError(s *session.Session, err error) *Error {
 	switch {
 	case errors.Is(err, topic.ErrAlreadySubscribed):
 		return protocol.ErrAlreadySubscribed
@@ -55,7 +58,12 @@ func subscribeError(err error) *Error {
 		return protocol.ErrLimitExceeded
 	case errors.Is(err, topic.ErrUnknownTopic):
 		return protocol.ErrUnknownChannel
+	case errors.Is(err, topic.ErrFull):
+		return protocol.ErrTooManyRequests
+	case errors.Is(err, topic.ErrNotAvailable):
+		return protocol.ErrNotAvailable // somebody ended it meanwhile
 	}
+	c.log.Error("subscribe failed", "session", c.clientID(s), "err", err)
 	return protocol.ErrInternal
 }
 
@@ -83,6 +91,7 @@ func (c *Commands) subscribe(s *session.Session, cmd *protocol.Command) {
 		return
 	}
 	ns, e := c.namespace(name)
+	w := wish{id: id, name: name, ns: ns, request: req}
 	switch {
 	case e != nil:
 		c.fail(s, id, e)
@@ -93,16 +102,21 @@ func (c *Commands) subscribe(s *session.Session, cmd *protocol.Command) {
 			c.fail(s, id, protocol.ErrPermissionDenied)
 			return
 		}
-		c.subscribed(s, id, name, 0)
+		c.subscribed(s, w)
 	case c.opts.Verifier.Cheap(token):
 		claims, err := c.opts.Verifier.Subscription(token)
-		c.subscribeVerified(s, id, name, claims, err)
+		c.subscribeVerified(s, w, claims, err)
 	default:
-		c.offload(s, id, len(name)+len(token), func() func(*session.Session) {
-			claims, err := c.opts.Verifier.Subscription(token)
-			return func(s *session.Session) { c.subscribeVerified(s, id, name, claims, err) }
-		})
+		c.subscribeOffloaded(s, w, token)
 	}
+}
+
+// subscribeOffloaded lets the pool look at a subscription token.
+func (c *Commands) subscribeOffloaded(s *session.Session, w wish, token string) {
+	c.offload(s, w.id, len(w.name)+len(token), func() func(*session.Session) {
+		claims, err := c.opts.Verifier.Subscription(token)
+		return func(s *session.Session) { c.subscribeVerified(s, w, claims, err) }
+	})
 }
 
 // mine tells whether a subscription token is for this topic and session.
@@ -111,37 +125,68 @@ func (c *Commands) mine(s *session.Session, name string, claims *auth.Subscripti
 		(claims.Client == "" || claims.Client == c.clientID(s))
 }
 
-func (c *Commands) subscribeVerified(s *session.Session, id uint32, name string, claims *auth.SubscriptionClaims, err error) {
+func (c *Commands) subscribeVerified(s *session.Session, w wish, claims *auth.SubscriptionClaims, err error) {
 	if err != nil {
-		c.refuseToken(s, id, err, protocol.ErrPermissionDenied)
+		c.refuseToken(s, w.id, err, protocol.ErrPermissionDenied)
 		return
 	}
-	if !c.mine(s, name, claims) {
+	if !c.mine(s, w.name, claims) {
 		s.Close(session.ReasonInvalidToken)
 		return
 	}
-	c.subscribed(s, id, name, claims.ExpiresAt)
+	w.expires, w.info, w.override = claims.ExpiresAt, claims.Info, claims.Override
+	c.subscribed(s, w)
 }
 
-// subscribed does what has been allowed and answers. expires is in Unix
-// seconds, 0 for never.
-func (c *Commands) subscribed(s *session.Session, id uint32, name string, expires int64) {
-	now := c.now()
-	if expires != 0 && expires <= now {
-		c.fail(s, id, protocol.ErrTokenExpired)
+// subscribed does what has been allowed and answers.
+func (c *Commands) subscribed(s *session.Session, w wish) {
+	if w.expires != 0 && w.expires <= c.now() {
+		c.fail(s, w.id, protocol.ErrTokenExpired)
 		return
 	}
-	if err := c.topics.Subscribe(s, name, false); err != nil {
-		c.fail(s, id, subscribeError(err))
-		return
+	o, err := c.enter(s, &w)
+	switch {
+	case err != nil:
+		c.fail(s, w.id, c.subscribeError(s, err))
+	case o.Position:
+		c.subscribedFrom(s, w, o)
+	default:
+		c.subscription(s, w.id, w.name, w.expires, &pb.SubscribeResult{Delta: o.Delta})
+		c.topics.Join(s, w.name)
 	}
-	var result pb.SubscribeResult
+}
+
+// subscribedFrom answers when it is known what the subscription has missed.
+func (c *Commands) subscribedFrom(s *session.Session, w wish, o topic.SubscribeOptions) {
+	var result *pb.SubscribeResult
+	var failed error
+	c.pause(s, func(done func(*session.Session)) {
+		c.catchUp(s, &w, &o, func(s *session.Session, r *pb.SubscribeResult, err error) {
+			result, failed = r, err
+			done(s)
+		})
+	}, func(s *session.Session) {
+		switch {
+		case failed != nil:
+			c.fail(s, w.id, c.subscribeError(s, failed))
+		case w.request.Flag&rejectUnrecovered != 0 && w.request.Recover && result.WasRecovering && !result.Recovered:
+			c.topics.Unsubscribe(s, w.name)
+			c.fail(s, w.id, protocol.ErrUnrecoverablePosition)
+		default:
+			c.subscription(s, w.id, w.name, w.expires, result)
+			c.live(s, w.name)
+		}
+	})
+}
+
+// subscription tells a client that it is subscribed.
+func (c *Commands) subscription(s *session.Session, id uint32, name string, expires int64, result *pb.SubscribeResult) {
 	if expires != 0 {
 		result.Expires = true
-		result.Ttl = ttl(expires, now)
+		result.Ttl = ttl(expires, c.now())
 		c.setSubscriptionExpiry(s, name, expires)
 	}
-	c.reply(s, &protocol.Reply{Id: id, Subscribe: &result})
+	c.reply(s, &protocol.Reply{Id: id, Subscribe: result})
 }
 
 func (c *Commands) unsubscribe(s *session.Session, cmd *protocol.Command) {
@@ -237,23 +282,57 @@ func (c *Commands) subRefreshed(s *session.Session, id uint32, name string, clai
 
 // SubscribeSession implements APISessions: it subscribes s of the server's own
 // accord and tells its client; data that the client's format can't carry stays
-// away. Runs on the loop; s may be closed afterwards.
+// away. What was missed since sub.Since follows the push. Runs on the loop; s may
+// be closed afterwards.
 func (c *Commands) SubscribeSession(s *session.Session, sub APISubscription) error {
 	if s.State != session.StateConnected {
 		return topic.ErrNotAvailable
 	}
-	if err := c.topics.Subscribe(s, sub.Topic, true); err != nil {
+	ns, err := c.topics.Namespace(sub.Topic)
+	if err != nil {
 		return err
 	}
+	var known *pb.SubscribeRequest
+	if sub.Since != nil {
+		known = &pb.SubscribeRequest{Recover: true, Offset: sub.Since.Offset, Epoch: sub.Since.Epoch}
+	}
+	w := wish{name: sub.Topic, ns: ns, server: true, info: sub.Info, override: sub.Override, request: c.requested(s, sub.Topic, known)}
+	var failed error
+	err = c.join(s, &w, func(s *session.Session, result *pb.SubscribeResult, err error) {
+		if failed = err; err == nil {
+			c.announce(s, &sub, result)
+		}
+	})
+	if err == nil {
+		err = failed // where it was known at once; else the session is as it was
+	}
+	return err
+}
+
+// announce tells a client of a subscription that the server has made.
+func (c *Commands) announce(s *session.Session, sub *APISubscription, result *pb.SubscribeResult) {
 	if sub.ExpireAt != 0 {
 		c.setSubscriptionExpiry(s, sub.Topic, sub.ExpireAt)
 	}
-	push := pb.Subscribe{}
+	push := pb.Subscribe{Recoverable: result.Recoverable, Positioned: result.Positioned, Epoch: result.Epoch, Offset: result.Offset}
 	if protocol.ValidPayload(sub.Data, encodingOf(s)) {
 		push.Data = sub.Data
 	}
 	c.push(s, &protocol.Push{Channel: sub.Topic, Subscribe: &push})
-	return nil
+	if c.missed(s, sub.Topic, result.Publications) {
+		c.live(s, sub.Topic)
+	}
+}
+
+// missed pushes what a subscription has missed; false: it has ended meanwhile.
+func (c *Commands) missed(s *session.Session, name string, all []*pb.Publication) bool {
+	for _, p := range all {
+		if s.Closed() || !c.topics.Subscribed(s, name) {
+			return false
+		}
+		c.push(s, &protocol.Push{Channel: name, Pub: p})
+	}
+	return true
 }
 
 // UnsubscribeSession implements APISessions: it ends a subscription of s of the
@@ -265,6 +344,26 @@ func (c *Commands) UnsubscribeSession(s *session.Session, name string) error {
 	}
 	c.endSubscription(s, name, protocol.UnsubscribedByServer, "server unsubscribe")
 	return nil
+}
+
+// LoseSubscription ends a subscription that has missed something: its client
+// comes back for it, or the session does where the subscription is the server's.
+// Runs on the loop; s may be closed afterwards.
+func (c *Commands) LoseSubscription(s *session.Session, name string, server bool) {
+	if c.topics.Subscribed(s, name) {
+		c.lose(s, name, server)
+	}
+}
+
+// lose is LoseSubscription also for a subscription that has ended without its
+// client being told.
+func (c *Commands) lose(s *session.Session, name string, server bool) {
+	if server {
+		s.Close(session.ReasonInsufficientState)
+		return
+	}
+	c.leave(s, name)
+	c.push(s, &protocol.Push{Channel: name, Unsubscribe: &pb.Unsubscribe{Code: protocol.UnsubscribedInsufficientState, Reason: "insufficient state"}})
 }
 
 // endSubscription ends a subscription, where there is one, and tells the

@@ -16,6 +16,7 @@ const (
 	modeHead      mode = iota // the request head is not complete
 	modeChecking              // the head is with Endpoint.Check
 	modeWebSocket             // frames
+	modeEvents                // an event stream, in which the peer says nothing
 	modeLinger                // all is said: what still comes is thrown away
 	modeGone                  // closed; the slot is not yet free
 	modeFree                  // no connection has this slot
@@ -60,6 +61,9 @@ type conn struct {
 	adopted  bool    // not accepted here
 	owed     uint8   // pongs that may still come, of this ping and of earlier ones
 }
+
+// live tells whether the session reads and writes.
+func (c *conn) live() bool { return c.mode == modeWebSocket || c.mode == modeEvents }
 
 // id names the connection, and its session.
 func (c *conn) id() session.ID { return session.MakeID(c.loop.index, c.gen, c.slot) }
@@ -143,8 +147,9 @@ func (c *conn) fail(r session.Reason) {
 	c.CloseWith(r, info.Code, info.Text)
 }
 
-// CloseWith implements session.Transport: the close frame is sent, our side is
-// shut, and the peer has lingerFor to take it and close its own.
+// CloseWith implements session.Transport: the close frame, or the last event, is
+// sent, our side is shut, and the peer has lingerFor to take it and close its
+// own.
 func (c *conn) CloseWith(r session.Reason, code uint16, text string) {
 	switch c.mode {
 	case modeGone, modeFree, modeLinger:
@@ -152,6 +157,10 @@ func (c *conn) CloseWith(r session.Reason, code uint16, text string) {
 	case modeWebSocket:
 		c.end(r)
 		c.writeClose(code, text)
+		c.linger()
+	case modeEvents:
+		c.end(r)
+		c.writeLast(code, text)
 		c.linger()
 	default:
 		c.reason = r
@@ -213,20 +222,20 @@ func (c *conn) fire() {
 	if c.deadline != 0 && now >= c.deadline {
 		c.deadline = 0
 		c.overdue()
-		if c.mode != modeWebSocket {
+		if !c.live() {
 			return
 		}
 	}
 	if c.expiry != 0 && time.Now().Unix() >= int64(c.expiry) {
 		c.expiry = 0
 		c.endpoint.Handler.Expire(&c.sess)
-		if c.mode != modeWebSocket {
+		if !c.live() {
 			return
 		}
 	}
 	if c.beating {
 		c.beat(now)
-		if c.mode != modeWebSocket {
+		if !c.live() {
 			return
 		}
 	}
@@ -244,7 +253,7 @@ func (c *conn) overdue() {
 		c.drop()
 	case modeLinger:
 		c.drop()
-	case modeWebSocket:
+	case modeWebSocket, modeEvents:
 		if c.sess.State < session.StateConnected {
 			c.fail(session.ReasonStale)
 		}
@@ -266,6 +275,10 @@ func (c *conn) answerBy() uint32 {
 // beat sends the ping that is due, or counts the miss of the last one.
 func (c *conn) beat(now uint32) {
 	s := c.loop.server
+	if c.mode == modeEvents {
+		c.beatEvents(now)
+		return
+	}
 	if c.awaiting {
 		if now < c.answerBy() {
 			return
@@ -297,7 +310,7 @@ func (c *conn) beat(now uint32) {
 // random part of the interval, so that a storm's pings are spread.
 func (c *conn) StartHeartbeat() {
 	s := c.loop.server
-	if s.pingTicks == 0 || c.mode != modeWebSocket {
+	if s.pingTicks == 0 || !c.live() {
 		return
 	}
 	if c.sess.State >= session.StateConnected {
@@ -327,7 +340,7 @@ func (c *conn) Pong() bool {
 // SetExpiry implements session.Transport.
 func (c *conn) SetExpiry(unix int64) {
 	c.expiry = uint32(min(max(unix, 0), 1<<32-1))
-	if c.mode == modeWebSocket {
+	if c.live() {
 		c.reschedule()
 	}
 }

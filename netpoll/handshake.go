@@ -71,25 +71,26 @@ func (c *conn) request(b []byte, n int) {
 	}
 	path, query := h.path()
 	ep := c.endpoint.port.endpoints[path]
-	if ep == nil || !h.upgrades {
+	if ep == nil || !ep.takes(&h) {
 		if c.adopted {
 			// net/http gave it to us: it would only come back.
-			c.refuseHead(OutcomeRefused, http.StatusNotFound, "no WebSocket here", "")
+			c.refuseHead(OutcomeRefused, http.StatusNotFound, "not served here", "")
 			return
 		}
 		c.handOff(b)
 		return
 	}
+	c.endpoint = ep
 	if ok := c.checkForm(&h); !ok {
 		return
 	}
-	c.endpoint = ep
 	c.mode = modeChecking
 	rest := b[n:]
 	r := &c.loop.request
 	*r = Request{
 		Path: path, Query: query, Host: text(h.host), Origin: text(h.origin),
-		Authorization: text(h.authorization), Protocols: text(h.protocols), UserAgent: text(h.agent), conn: c,
+		Authorization: text(h.authorization), Protocols: text(h.protocols), UserAgent: text(h.agent),
+		LastEventID: text(h.lastEvent), conn: c,
 	}
 	copy(r.key[:], h.key)
 	key := r.key
@@ -105,8 +106,12 @@ func (c *conn) request(b []byte, n int) {
 // text is b as a string without a copy: it dies with b.
 func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// checkForm checks the rules of RFC 6455, section 4.2.1.
+// checkForm checks the rules of RFC 6455, section 4.2.1, or those of an event
+// stream's request.
 func (c *conn) checkForm(h *head) bool {
+	if c.endpoint.Events {
+		return c.checkRequest(h)
+	}
 	bad := func(text string) bool {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, text, "")
 		return false
@@ -178,9 +183,37 @@ func (c *conn) decide(d *Decision, key [24]byte, rest []byte) {
 		case http.StatusForbidden:
 			o = OutcomeBadOrigin
 		}
-		c.refuseHead(o, d.Status, d.Text, extra)
+		c.refuseHead(o, d.Status, d.Text, extra+d.Header)
 		return
 	}
+	if c.endpoint.Events {
+		c.beginEvents(d)
+	} else {
+		c.switchProtocols(d, key)
+	}
+	c.upgrade(d)
+	// What the peer has sent ahead comes now.
+	if c.in != nil && c.in.raw != nil {
+		held := c.in.raw
+		c.in = nil
+		c.further(held.B)
+		putInBuffer(held)
+	}
+	c.further(rest)
+}
+
+// further takes what came behind the head.
+func (c *conn) further(b []byte) {
+	switch c.mode {
+	case modeWebSocket:
+		c.readFrames(b)
+	case modeEvents:
+		c.readNothing(b)
+	}
+}
+
+// switchProtocols answers the head (section 4.2.2).
+func (c *conn) switchProtocols(d *Decision, key [24]byte) {
 	var buf [256]byte
 	b := append(buf[:0], "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	b = appendAccept(b, key)
@@ -188,27 +221,20 @@ func (c *conn) decide(d *Decision, key [24]byte, rest []byte) {
 		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
 		b = append(b, d.Protocol...)
 	}
-	b = append(b, "\r\n\r\n"...)
+	b = append(b, "\r\n"...)
+	b = append(b, d.Header...)
+	b = append(b, "\r\n"...)
 	c.writeRaw(b)
-	c.upgrade(d)
-	// What the peer has sent ahead comes now.
-	if c.in != nil && c.in.raw != nil {
-		held := c.in.raw
-		c.in = nil
-		c.readFrames(held.B)
-		putInBuffer(held)
-	}
-	if c.mode == modeWebSocket {
-		c.readFrames(rest)
-	}
 }
 
-// upgrade makes c a WebSocket and opens its session.
+// upgrade makes c a WebSocket, or an event stream, and opens its session.
 func (c *conn) upgrade(d *Decision) {
 	l := c.loop
-	l.stats.Outcomes[OutcomeUpgraded].Add(1)
+	l.stats.Outcomes[c.endpoint.outcome()].Add(1)
 	l.stats.Sessions.Add(1)
-	c.mode = modeWebSocket
+	if c.mode = c.endpoint.mode(); c.mode == modeEvents {
+		c.boundSilence()
+	}
 	c.deadline = 0
 	if c.endpoint.ConnectTimeout > 0 {
 		c.deadline = l.present() + ticks(c.endpoint.ConnectTimeout) + 1
@@ -258,7 +284,13 @@ func (c *conn) refuseHead(o Outcome, status int, text, extra string) {
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(b, ' ')
 	b = append(b, http.StatusText(status)...)
-	b = append(b, "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"...)
+	kind := "text/plain; charset=utf-8"
+	if c.endpoint.Events {
+		kind, text = "application/json", problem(status, text)
+	}
+	b = append(b, "\r\nContent-Type: "...)
+	b = append(b, kind...)
+	b = append(b, "\r\nConnection: close\r\n"...)
 	b = append(b, extra...)
 	b = append(b, "Content-Length: "...)
 	b = strconv.AppendInt(b, int64(len(text)+1), 10)

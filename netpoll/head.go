@@ -32,7 +32,9 @@ type head struct {
 	origin               []byte
 	authorizations       int
 	authorization, agent []byte
-	length, coding       bool // Content-Length other than 0, Transfer-Encoding
+	lastEvent            []byte // Last-Event-ID
+	unknown              bool   // the version is not HTTP/1.0 or HTTP/1.1
+	length, coding       bool   // Content-Length other than 0, Transfer-Encoding
 }
 
 // headEnd is the length of the head at the front of b, with the empty line; 0
@@ -125,7 +127,7 @@ func parseHead(b []byte) (h head, err error) {
 		if !bytes.HasPrefix(rest, []byte("HTTP/")) {
 			return h, errMalformedHead
 		}
-		h.minor = 0
+		h.unknown = true
 	} else {
 		h.minor = rest[7] - '0'
 	}
@@ -198,6 +200,8 @@ func (h *head) field(name, value []byte) {
 		if fold(name, "authorization") {
 			h.authorizations++
 			h.authorization = value
+		} else if fold(name, "last-event-id") {
+			h.lastEvent = value
 		}
 	case 14:
 		if fold(name, "content-length") {

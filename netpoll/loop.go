@@ -111,7 +111,7 @@ func (l *loop) at(id session.ID) *conn {
 // find is the conn of a live session, or nil.
 func (l *loop) find(id session.ID) *conn {
 	c := l.at(id)
-	if c == nil || c.mode != modeWebSocket || c.sess.Closed() {
+	if c == nil || !c.live() || c.sess.Closed() {
 		return nil
 	}
 	return c

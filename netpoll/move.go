@@ -21,7 +21,7 @@ var (
 // moveVersion is the version of Moved.
 const moveVersion = 1
 
-// Moved is a live WebSocket connection between two servers: the state of its
+// Moved is a live connection between two servers, a WebSocket or an event stream: the state of its
 // framing and what its session's handler wrote down. The byte stream is the
 // descriptor beside it. It holds no pointers into a server, so it can be
 // encoded.
@@ -72,7 +72,7 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 	}
 	// What a turn still owes the peer goes first, as far as it will.
 	c.flush()
-	if c.mode != modeWebSocket {
+	if !c.live() {
 		return m, nil, ErrGone
 	}
 	state, err := mover.Export(&c.sess)
@@ -140,12 +140,12 @@ func (c *conn) restore(m *Moved) {
 	l := c.loop
 	c.endpoint = c.endpoint.port.endpoints[m.Path]
 	mover, ok := c.endpoint.Handler.(session.Mover)
-	if !ok {
+	if !ok || c.endpoint.Events != (m.Encoding == session.EncodingEvents) {
 		c.drop()
 		return
 	}
 	l.stats.Sessions.Add(1)
-	c.mode, c.deadline = modeWebSocket, 0
+	c.mode, c.deadline = c.endpoint.mode(), 0
 	if c.endpoint.ConnectTimeout > 0 {
 		c.deadline = l.present() + ticks(c.endpoint.ConnectTimeout) + 1
 	}
@@ -162,7 +162,7 @@ func (c *conn) restore(m *Moved) {
 		c.fail(session.ReasonServiceRestart)
 		return
 	}
-	if m.Beating {
+	if m.Beating && c.live() {
 		c.StartHeartbeat()
 		if m.Awaiting {
 			// The pong may be on its way: it has its whole time once more.

@@ -52,14 +52,24 @@ type Options struct {
 type Listener struct {
 	// Addr is host:port, the port not 0; an IPv4 host listens on IPv4 only.
 	Addr string
-	// Endpoints are the WebSocket paths of this port.
+	// Endpoints are the paths of this port that a loop serves.
 	Endpoints []*Endpoint
 }
 
-// Endpoint is a path on which a WebSocket can be opened.
+// Endpoint is a path on which a WebSocket can be opened, or an event stream.
 type Endpoint struct {
 	Path    string
 	Handler session.Handler
+	// Events makes the path one of event streams (text/event-stream of the HTML
+	// standard): a GET over HTTP/1.1 or HTTP/1.0 is answered with a stream that
+	// lasts. What frames are elsewhere are whole events here, each with the empty
+	// line that ends it, and there is no other empty line in them. Its handler gets
+	// no messages, and its heartbeat waits for no answer. Other methods go to
+	// net/http.
+	Events bool
+	// Last is the event, for an event stream, that tells the peer why it ends; nil:
+	// it is not told. Safe from any goroutine.
+	Last func(code uint16, text string) []byte
 	// MessageSize is the largest message taken, in bytes.
 	MessageSize int
 	// ConnectTimeout, where above 0, is the time from the upgrade until the
@@ -83,10 +93,11 @@ type Request struct {
 	Origin        string
 	Authorization string
 	// Protocols is the list of subprotocols offered, as sent.
-	Protocols string
-	UserAgent string
-	conn      *conn
-	key       [24]byte // the peer's Sec-WebSocket-Key
+	Protocols   string
+	UserAgent   string
+	LastEventID string
+	conn        *conn
+	key         [24]byte // the peer's Sec-WebSocket-Key
 }
 
 // Remote is the peer's address, host:port. Runs within Check.
@@ -109,8 +120,11 @@ func (r *Request) Later() func(Decision) {
 type Decision struct {
 	// Status is the HTTP status of a refusal; 0 accepts.
 	Status int
-	// Text is the body of a refusal, one line.
+	// Text is the body of a refusal, one line; an event stream's path puts it into
+	// JSON.
 	Text string
+	// Header is lines for the answer, whatever it is, each with its line end.
+	Header string
 	// Protocol is the subprotocol chosen; empty for none.
 	Protocol string
 	Encoding session.Encoding

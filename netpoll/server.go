@@ -230,7 +230,7 @@ type sweep struct {
 func (w *sweep) Run() (more bool) {
 	end := min(w.at+sweepSlice, len(w.l.chunks)*int(chunkSize))
 	for ; w.at < end; w.at++ {
-		if c := w.l.conn(uint32(w.at)); c.mode == modeWebSocket && c.sessions {
+		if c := w.l.conn(uint32(w.at)); c.live() && c.sessions {
 			w.l.guard(c, func() { w.f(&c.sess) })
 		}
 	}

@@ -11,6 +11,7 @@ type Outcome uint8
 // The outcomes.
 const (
 	OutcomeUpgraded Outcome = iota
+	OutcomeStreamed         // an event stream has begun
 	OutcomeHandedOff
 	OutcomeBadRequest
 	OutcomeBadVersion
@@ -25,7 +26,7 @@ const (
 )
 
 var outcomeLabels = [outcomeCount]string{
-	"upgraded", "handed_off", "bad_request", "bad_version", "bad_origin", "unauthorized", "refused",
+	"upgraded", "streamed", "handed_off", "bad_request", "bad_version", "bad_origin", "unauthorized", "refused",
 	"too_large", "timeout", "overload", "aborted",
 }
 

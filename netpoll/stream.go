@@ -76,6 +76,8 @@ func (c *conn) input(b []byte) {
 		c.holdChecking(b)
 	case modeWebSocket:
 		c.readFrames(b)
+	case modeEvents:
+		c.readNothing(b)
 	}
 }
 

@@ -71,6 +71,7 @@ type outbound struct {
 	counted int  // what of bytes is in the loop's PendingBytes
 	listed  bool
 	raw     bool // the first part is not made of frames
+	events  bool // what are frames elsewhere are events
 	blocked bool // the watcher says when the peer takes more
 	watched bool // the descriptor is in the watcher's set
 	array   [4][]byte
@@ -88,6 +89,7 @@ func (c *conn) outbound() *outbound {
 			c.out = &outbound{}
 			c.out.parts = c.out.array[:0]
 		}
+		c.out.events = c.endpoint.Events
 	}
 	return c.out
 }
@@ -154,7 +156,7 @@ func (o *outbound) grow(n int) *bytebufferpool.ByteBuffer {
 
 // WriteFrame implements session.Transport.
 func (c *conn) WriteFrame(frame []byte) {
-	if c.mode != modeWebSocket {
+	if !c.live() {
 		return
 	}
 	if !c.room(len(frame)) {
@@ -191,7 +193,7 @@ func (c *conn) pongFor(payload []byte) {
 
 // WriteMessage implements session.Transport.
 func (c *conn) WriteMessage(payload []byte, binary bool) {
-	if c.mode != modeWebSocket {
+	if !c.live() {
 		return
 	}
 	op := ws.OpText
@@ -202,7 +204,7 @@ func (c *conn) WriteMessage(payload []byte, binary bool) {
 	c.writeOwn(op, payload)
 }
 
-// writeOwn frames a copy of payload.
+// writeOwn frames a copy of payload; that of an event stream is framed already.
 func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
 	if !c.room(len(payload) + maxServerHeader) {
 		return
@@ -210,7 +212,9 @@ func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
 	o := c.outbound()
 	b := o.grow(len(payload) + maxServerHeader)
 	n := len(b.B)
-	b.B = appendHeader(b.B, op, len(payload))
+	if !o.events {
+		b.B = appendHeader(b.B, op, len(payload))
+	}
 	b.B = append(b.B, payload...)
 	o.bytes += len(b.B) - n
 	c.loop.stats.FramesOut.Add(1)
@@ -402,7 +406,7 @@ func (c *conn) block() {
 		c.gone()
 		return
 	}
-	if c.mode == modeWebSocket && o.behind() > c.bound() {
+	if c.live() && o.behind() > c.bound() {
 		c.tooSlow()
 	}
 }
@@ -465,7 +469,7 @@ func (o *outbound) frameEnd() int {
 	}
 	at := 0
 	for at < o.off {
-		at += frameLength(p[at:])
+		at += o.frameLength(p[at:])
 	}
 	return at
 }
@@ -479,7 +483,7 @@ func (o *outbound) split() {
 	p := o.parts[0]
 	end := o.frameEnd()
 	if end == o.off {
-		end += frameLength(p[end:])
+		end += o.frameLength(p[end:])
 	}
 	if end < len(p) {
 		o.parts = slices.Insert(o.parts, 1, p[end:])
@@ -487,8 +491,11 @@ func (o *outbound) split() {
 	}
 }
 
-// frameLength is the length of the server's frame at the front of p.
-func frameLength(p []byte) int {
+// frameLength is the length of the server's frame, or event, at the front of p.
+func (o *outbound) frameLength(p []byte) int {
+	if o.events {
+		return eventLength(p)
+	}
 	switch n := int(p[1]); n {
 	case 126:
 		return 4 + int(binary.BigEndian.Uint16(p[2:]))

@@ -59,17 +59,26 @@ func validReply(r *Reply) bool {
 	if r.Rpc != nil && !validRaw(r.Rpc.Data) {
 		return false
 	}
-	if r.Subscribe != nil && !validRaw(r.Subscribe.Data) {
+	if r.Subscribe != nil && !validSubscribe(r.Subscribe) || r.History != nil && !validPublications(r.History.Publications) {
 		return false
 	}
-	if r.Connect != nil {
-		if !validRaw(r.Connect.Data) {
-			return false
-		}
-		for _, sub := range r.Connect.Subs {
-			if !validRaw(sub.Data) {
+	if r.Presence != nil {
+		for _, i := range r.Presence.Presence {
+			if !validInfo(i) {
 				return false
 			}
+		}
+	}
+	return r.Connect == nil || validConnect(r.Connect.Data, r.Connect.Subs)
+}
+
+func validConnect(data []byte, subs map[string]*pb.SubscribeResult) bool {
+	if !validRaw(data) {
+		return false
+	}
+	for _, sub := range subs {
+		if !validSubscribe(sub) {
+			return false
 		}
 	}
 	return true
@@ -87,6 +96,19 @@ func validPush(p *Push) bool {
 		return validInfo(p.Join.Info)
 	case p.Leave != nil:
 		return validInfo(p.Leave.Info)
+	}
+	return true
+}
+
+func validSubscribe(r *pb.SubscribeResult) bool {
+	return validRaw(r.Data) && validPublications(r.Publications)
+}
+
+func validPublications(all []*pb.Publication) bool {
+	for _, p := range all {
+		if !cfjson.Valid(p.Data) || !validInfo(p.Info) {
+			return false
+		}
 	}
 	return true
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -67,6 +68,11 @@ func TestAppendReplyRefusesWhatJSONCannotSay(t *testing.T) {
 		"push sub":  {Push: &Push{Subscribe: &pb.Subscribe{Data: bad}}},
 		"join":      {Push: &Push{Join: &pb.Join{Info: &pb.ClientInfo{ChanInfo: bad}}}},
 		"leave":     {Push: &Push{Leave: &pb.Leave{Info: &pb.ClientInfo{ChanInfo: bad}}}},
+		"recovered": {Id: 1, Subscribe: &pb.SubscribeResult{Publications: []*pb.Publication{{Data: []byte("1")}, {Data: bad}}}},
+		"connect's": {Id: 1, Connect: &pb.ConnectResult{Subs: map[string]*pb.SubscribeResult{"a": {Publications: []*pb.Publication{{Data: bad}}}}}},
+		"history":   {Id: 1, History: &pb.HistoryResult{Publications: []*pb.Publication{{Data: bad}}}},
+		"publisher": {Id: 1, History: &pb.HistoryResult{Publications: []*pb.Publication{{Data: []byte("1"), Info: &pb.ClientInfo{ConnInfo: bad}}}}},
+		"presence":  {Id: 1, Presence: &pb.PresenceResult{Presence: map[string]*pb.ClientInfo{"a": {}, "b": {ChanInfo: bad}}}},
 	} {
 		out, err := AppendReply([]byte("kept"), JSON, r)
 		if !errors.Is(err, ErrInvalidJSON) || string(out) != "kept" {
@@ -169,6 +175,107 @@ func TestPublicationFrameOfWhatJSONCannotCarry(t *testing.T) {
 	}
 	if _, payload := open(t, frame); string(payload) != `{"push":{"channel":"a","pub":{"data":1,"info":{"user":"","client":"c"}}}}` {
 		t.Errorf("%s", payload)
+	}
+}
+
+func TestPublicationFrameOfASubscription(t *testing.T) {
+	for _, e := range []Encoding{JSON, Protobuf} {
+		frame, err := PublicationFrame(e, "a", &Publication{Data: []byte(`"x"`), Delta: true, Client: "c", ChanInfo: []byte(`[1]`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, payload := open(t, frame)
+		pub := decodeReplies(t, e, payload)[0].Push.Pub
+		if !pub.Delta || string(pub.Info.ChanInfo) != "[1]" || pub.Info.ConnInfo != nil {
+			t.Errorf("%v", pub)
+		}
+	}
+	frame, err := PublicationFrame(JSON, "a", &Publication{Data: []byte("1"), Client: "c", ChanInfo: []byte("\xff")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, payload := open(t, frame); string(payload) != `{"push":{"channel":"a","pub":{"data":1,"info":{"user":"","client":"c"}}}}` {
+		t.Errorf("%s", payload)
+	}
+}
+
+func decodeReplies(t *testing.T, e Encoding, payload []byte) (all []*Reply) {
+	t.Helper()
+	var d pb.ReplyDecoder = pb.NewJSONReplyDecoder(payload)
+	if e == Protobuf {
+		d = pb.NewProtobufReplyDecoder(payload)
+	}
+	for {
+		r, err := d.Decode()
+		if err == io.EOF {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, r)
+	}
+}
+
+func TestPushesFrame(t *testing.T) {
+	for _, e := range []Encoding{JSON, Protobuf} {
+		for _, n := range []int{1, 2, 3000} {
+			pushes := make([]Push, n)
+			for i := range pushes {
+				pushes[i] = Push{Channel: "a", Join: &pb.Join{Info: &pb.ClientInfo{User: "u", Client: strings.Repeat("c", i%50), ConnInfo: []byte("{\n}")}}}
+			}
+			frame, err := PushesFrame(e, pushes)
+			if err != nil || cap(frame) != len(frame) {
+				t.Fatalf("%d bytes in %d, %v", len(frame), cap(frame), err)
+			}
+			h, payload := open(t, frame)
+			if (h.OpCode == ws.OpText) != (e == JSON) {
+				t.Errorf("opcode %v", h.OpCode)
+			}
+			got := decodeReplies(t, e, payload)
+			if len(got) != n {
+				t.Fatalf("%d of %d pushes", len(got), n)
+			}
+			for i, r := range got {
+				if r.Id != 0 || r.Push.Channel != "a" || r.Push.Join.Info.Client != pushes[i].Join.Info.Client {
+					t.Fatalf("push %d: %v", i, r)
+				}
+			}
+		}
+	}
+	bad := []Push{{Join: &pb.Join{}}, {Join: &pb.Join{Info: &pb.ClientInfo{ConnInfo: []byte("{")}}}}
+	if _, err := PushesFrame(JSON, bad); !errors.Is(err, ErrInvalidJSON) {
+		t.Errorf("%v", err)
+	}
+	// The buffer of the one that failed is as good as new.
+	frame, err := PushesFrame(JSON, bad[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, payload := open(t, frame); string(payload) != `{"push":{"join":{}}}` {
+		t.Errorf("%s", payload)
+	}
+}
+
+func TestReplyFrame(t *testing.T) {
+	for _, e := range []Encoding{JSON, Protobuf} {
+		for _, size := range []int{1, 200, 100_000} {
+			r := &Reply{Id: 9, Rpc: &pb.RPCResult{Data: []byte(`"` + strings.Repeat("x", size) + `"`)}}
+			frame, err := ReplyFrame(e, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := AppendReply(nil, e, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h, payload := open(t, frame); !bytes.Equal(payload, want) || (h.OpCode == ws.OpText) != (e == JSON) {
+				t.Errorf("encoding %d, size %d", e, size)
+			}
+		}
+	}
+	if _, err := ReplyFrame(JSON, &Reply{Id: 1, Rpc: &pb.RPCResult{Data: []byte("{")}}); !errors.Is(err, ErrInvalidJSON) {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -16,6 +16,9 @@ type Publication struct {
 	User     string
 	Client   string
 	ConnInfo []byte // JSON
+	ChanInfo []byte // JSON
+	// Delta says that Data is a patch of the publication before.
+	Delta bool
 }
 
 // MaxFrameHeader is the longest header of a frame from the server, which is
@@ -70,7 +73,14 @@ var scratch = sync.Pool{New: func() any { b := make([]byte, 0, 1<<10); return &b
 // spare capacity, and is meant to be shared by all of them. ErrInvalidJSON:
 // JSON can't carry the payload.
 func PublicationFrame(e Encoding, topic string, p *Publication) ([]byte, error) {
-	pub := pb.Publication{Data: p.Data, Tags: p.Tags, Offset: p.Offset}
+	pub := p.wire(e)
+	return pushFrame(e, func(dst []byte) ([]byte, error) {
+		return AppendPush(dst, e, &Push{Channel: topic, Pub: pub})
+	})
+}
+
+func (p *Publication) wire(e Encoding) *pb.Publication {
+	pub := &pb.Publication{Data: p.Data, Tags: p.Tags, Offset: p.Offset, Delta: p.Delta}
 	if p.Client != "" {
 		pub.Info = &pb.ClientInfo{User: p.User, Client: p.Client}
 		// Info that JSON can't carry is left out there: what its publisher's token
@@ -78,9 +88,40 @@ func PublicationFrame(e Encoding, topic string, p *Publication) ([]byte, error) 
 		if ValidPayload(p.ConnInfo, e) {
 			pub.Info.ConnInfo = p.ConnInfo
 		}
+		if ValidPayload(p.ChanInfo, e) {
+			pub.Info.ChanInfo = p.ChanInfo
+		}
 	}
+	return pub
+}
+
+// PushesFrame is the WebSocket frame that carries several pushes in one message.
+// It belongs to the caller, as that of PublicationFrame does.
+func PushesFrame(e Encoding, pushes []Push) ([]byte, error) {
+	return pushFrame(e, func(dst []byte) ([]byte, error) {
+		var err error
+		for i := range pushes {
+			if i > 0 && e == JSON {
+				dst = append(dst, '\n')
+			}
+			if dst, err = AppendPush(dst, e, &pushes[i]); err != nil {
+				return dst, err
+			}
+		}
+		return dst, nil
+	})
+}
+
+// ReplyFrame is the WebSocket frame of one reply, for what is encoded away from
+// its loop. It belongs to the caller.
+func ReplyFrame(e Encoding, r *Reply) ([]byte, error) {
+	return pushFrame(e, func(dst []byte) ([]byte, error) { return AppendReply(dst, e, r) })
+}
+
+// pushFrame puts a header before the message that write appends.
+func pushFrame(e Encoding, write func([]byte) ([]byte, error)) ([]byte, error) {
 	buf := scratch.Get().(*[]byte)
-	payload, err := AppendPush((*buf)[:0], e, &Push{Channel: topic, Pub: &pub})
+	payload, err := write((*buf)[:0])
 	if err != nil {
 		scratch.Put(buf)
 		return nil, err

@@ -31,7 +31,7 @@ type Mover interface {
 // call the session may be closed.
 type Transport interface {
 	// WriteMessage sends payload as one message of the given opcode kind; it is
-	// copied before the call returns.
+	// copied before the call returns. On an event stream payload is whole events.
 	WriteMessage(payload []byte, binary bool)
 	// WriteFrame sends bytes that are framed for the wire already. They are kept
 	// without a copy until they are sent: nobody changes them any more.

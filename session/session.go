@@ -9,8 +9,14 @@ const (
 	EncodingNone     Encoding = iota
 	EncodingJSON              // Centrifuge protocol, JSON in text frames
 	EncodingProtobuf          // Centrifuge protocol, Protobuf in binary frames
+	EncodingUniJSON           // bare pushes, JSON in text frames; the peer says nothing
+	EncodingEvents            // the same, as events of an event stream
 	EncodingCount
 )
+
+// Unidirectional tells whether a peer of this encoding only listens. Safe from
+// any goroutine.
+func (e Encoding) Unidirectional() bool { return e == EncodingUniJSON || e == EncodingEvents }
 
 // State is how far a session's own handshake has come.
 type State uint8

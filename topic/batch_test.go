@@ -98,12 +98,12 @@ func TestEncoderError(t *testing.T) {
 	encoders := plainEncoders()
 	plain := encoders[session.EncodingProtobuf]
 	calls := 0
-	encoders[session.EncodingProtobuf] = func(name string, p *Publication) ([]byte, error) {
+	encoders[session.EncodingProtobuf] = func(name string, p *Publication, form Form, data []byte) ([]byte, error) {
 		calls++
 		if string(p.Data) == "bad" {
 			return []byte("never sent"), errModelFormat
 		}
-		return plain(name, p)
+		return plain(name, p, form, data)
 	}
 	for _, tt := range []struct {
 		name         string
@@ -154,7 +154,7 @@ func TestFrameIsMadeOnce(t *testing.T) {
 	const callers = 8
 	var calls atomic.Int32
 	var arrived sync.WaitGroup
-	slow := func(_ string, p *Publication) ([]byte, error) {
+	slow := func(_ string, p *Publication, _ Form, _ []byte) ([]byte, error) {
 		calls.Add(1)
 		arrived.Wait() // the others have come meanwhile
 		return p.Data, nil
@@ -168,7 +168,7 @@ func TestFrameIsMadeOnce(t *testing.T) {
 		for range callers {
 			loops.Go(func() {
 				arrived.Done()
-				if got := d.frame(session.EncodingJSON); string(got) != "1" {
+				if got := d.frame(session.EncodingJSON, FormPlain); string(got) != "1" {
 					t.Errorf("frame %q", got)
 				}
 			})

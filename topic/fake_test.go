@@ -19,6 +19,8 @@ type fakeLoop struct {
 	limit int
 	used  int // reserved and not given back
 	inbox []fakeItem
+	peers fakeTable
+	slots uint32
 }
 
 type fakeItem struct {
@@ -26,6 +28,10 @@ type fakeItem struct {
 	task session.Task
 	f    func()
 }
+
+// fakeTable is the peers of a loop, by the ids of their sessions: a post for one that has
+// ended finds nobody.
+type fakeTable map[session.ID]*fakePeer
 
 const fakeRoom = 1 << 30
 
@@ -65,8 +71,33 @@ func (l *fakeLoop) put(it fakeItem) {
 
 func (l *fakeLoop) PostTask(n int, t session.Task) { l.put(fakeItem{n: n, task: t}) }
 
-func (l *fakeLoop) Post(int, session.ID, func(*session.Session)) {
-	l.t.Error("topic posts to lists, not to sessions")
+// Post finds the session when the loop comes to it.
+func (l *fakeLoop) Post(n int, id session.ID, f func(*session.Session)) {
+	l.put(fakeItem{n: n, f: func() {
+		l.mu.Lock()
+		p := l.peers[id]
+		l.mu.Unlock()
+		if p == nil || p.s.ID() != id || p.s.Closed() {
+			f(nil)
+			return
+		}
+		f(&p.s)
+	}})
+}
+
+// enter gives a peer its place; what was posted to the one before it there is
+// for nobody.
+func (l *fakeLoop) enter(p *fakePeer) session.ID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.slots++
+	id := session.MakeID(l.index, 1, l.slots)
+	if l.peers == nil {
+		l.peers = make(fakeTable)
+	}
+	delete(l.peers, p.s.ID())
+	l.peers[id] = p
+	return id
 }
 
 func (l *fakeLoop) PostClose(session.ID, session.Reason, uint16, string) {
@@ -89,6 +120,7 @@ func (l *fakeLoop) step() bool {
 	l.mu.Unlock()
 	if it.f != nil {
 		it.f()
+		l.Release(it.n)
 		return true
 	}
 	if it.task.Run() {
@@ -138,6 +170,13 @@ func (l *fakeLoop) serve(stop <-chan struct{}) {
 	}
 }
 
+// free is how much room is left.
+func (l *fakeLoop) free() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.limit - l.used
+}
+
 func (l *fakeLoop) room() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -160,7 +199,7 @@ func newFakePeer(topics *Topics, l session.Loop, e session.Encoding) *fakePeer {
 }
 
 func (p *fakePeer) open(l session.Loop, e session.Encoding) {
-	p.s.Open(p, l, session.MakeID(l.Index(), 1, 0))
+	p.s.Open(p, l, l.(*fakeLoop).enter(p))
 	p.s.State = session.StateConnected
 	p.s.Encoding = e
 }
@@ -200,13 +239,14 @@ func (p *fakePeer) text() string {
 	return out
 }
 
-// plainEncoders fill all wire formats: a frame is the format's letter, the data
-// and a semicolon.
+// plainEncoders fill all wire formats: a frame is the format's letter, then '=' for
+// a whole payload among deltas or '~' for a patch, the data and a semicolon.
 func plainEncoders() Encoders {
 	var t Encoders
 	for e, letter := range map[session.Encoding]string{session.EncodingJSON: "j", session.EncodingProtobuf: "p"} {
-		t[e] = func(_ string, p *Publication) ([]byte, error) {
-			return fmt.Appendf(nil, "%s%s;", letter, p.Data), nil
+		t[e] = func(_ string, _ *Publication, form Form, data []byte) ([]byte, error) {
+			mark := [...]string{FormPlain: "", FormWhole: "=", FormPatch: "~"}[form]
+			return fmt.Appendf(nil, "%s%s%s;", letter, mark, data), nil
 		}
 	}
 	return t
@@ -231,19 +271,28 @@ func newTopics(t testing.TB, o Options) *Topics {
 
 func mustSubscribe(t testing.TB, topics *Topics, p *fakePeer, name string) {
 	t.Helper()
-	if err := topics.Subscribe(&p.s, name, false); err != nil {
+	if err := topics.Subscribe(&p.s, name, SubscribeOptions{}); err != nil {
 		t.Fatalf("subscribe %q: %v", name, err)
 	}
 }
 
 // publish publishes and returns what the publisher is told.
 func publish(topics *Topics, name, data string) error {
-	called, result := 0, error(nil)
-	topics.Publish(name, &Publication{Data: []byte(data)}, func(_ Position, err error) { called, result = called+1, err })
-	if called != 1 {
-		return fmt.Errorf("done was called %d times", called)
+	_, err := publishAs(topics, name, data, PublishRequest{})
+	return err
+}
+
+func publishAs(topics *Topics, name, data string, r PublishRequest) (at Position, err error) {
+	ns, err := topics.Namespace(name)
+	if err != nil {
+		return Position{}, err
 	}
-	return result
+	called := 0
+	topics.Publish(ns, name, &Publication{Data: []byte(data)}, r, func(p Position, e error) { called, at, err = called+1, p, e })
+	if called != 1 {
+		return Position{}, fmt.Errorf("done was called %d times", called)
+	}
+	return at, err
 }
 
 // checkQuiet verifies that nothing is under way, and that lists, members and
@@ -259,7 +308,7 @@ func checkQuiet(t testing.TB, topics *Topics, loops ...*fakeLoop) {
 	for i := range topics.shards {
 		for name, tp := range topics.shards[i].topics {
 			active := 0
-			for _, l := range append([]*local{&tp.first}, tp.more...) {
+			for _, l := range append([]*local{&tp.first}, tp.moreLocked()...) {
 				total += len(l.subs)
 				if l.active {
 					active++
@@ -287,12 +336,15 @@ func checkList(t testing.TB, name string, l *local) {
 	if c := cap(l.subs); c > 64 && len(l.subs) < c/4-1 {
 		t.Errorf("topic %q, loop %d: room for %d, %d subscribers", name, l.loop.Index(), c, len(l.subs))
 	}
+	if l.tracks != nil && len(*l.tracks) != len(l.subs) {
+		t.Errorf("topic %q, loop %d: %d trackings for %d subscribers", name, l.loop.Index(), len(*l.tracks), len(l.subs))
+	}
 	for i, s := range l.subs {
 		if s == nil {
 			t.Errorf("topic %q, loop %d: a gap at %d", name, l.loop.Index(), i)
 			continue
 		}
-		if sub := memberOf(s).findList(l); sub == nil || int(sub.index) != i {
+		if sub := memberOf(s).findList(l); sub == nil || int(sub.index) != i || sub.track != l.track(i) {
 			t.Errorf("topic %q, loop %d: the session at %d thinks %+v", name, l.loop.Index(), i, sub)
 		}
 	}

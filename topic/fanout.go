@@ -17,12 +17,14 @@ const (
 )
 
 // delivery is a publication on its way to this node's loops, which share its
-// encodings.
+// encodings; or, without a publication, news of who came and went.
 type delivery struct {
 	Delivery
 	name   string
 	topics *Topics
-	frames [session.EncodingCount]atomic.Pointer[encoded]
+	base   *Publication // what was delivered before, or nil
+	news   []News
+	frames [session.EncodingCount][formCount]atomic.Pointer[encoded]
 	mu     sync.Mutex // held while one of them is made
 }
 
@@ -30,34 +32,67 @@ type encoded struct{ frame []byte }
 
 // room is what the delivery takes of a loop's inbox, until it has passed the
 // loop's subscribers.
-func (d *delivery) room() int { return session.PostOverhead + d.Publication.weight() }
+func (d *delivery) room() int { return session.PostOverhead + d.weight() }
+
+func (d *delivery) weight() int {
+	if d.Publication == nil {
+		return newsWeight(d.news)
+	}
+	return d.Publication.weight()
+}
 
 // frameSize is about what the delivery's frame will take in any format.
-func (d *delivery) frameSize() int { return d.Publication.weight() + len(d.name) + 64 }
+func (d *delivery) frameSize() int { return d.weight() + len(d.name) + 64 }
 
-// frame is the publication in a wire format, made by who needs it first; nil
-// where that format can't carry it.
-func (d *delivery) frame(e session.Encoding) []byte {
-	if f := d.frames[e].Load(); f != nil {
+// frame is the delivery in a wire format, made by who needs it first; nil where
+// that format can't carry it.
+func (d *delivery) frame(e session.Encoding, form Form) []byte {
+	if f := d.frames[e][form].Load(); f != nil {
 		return f.frame
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if f := d.frames[e].Load(); f != nil {
-		return f.frame
-	}
-	f := &encoded{}
-	if enc := d.topics.opts.Encoders[e]; enc != nil {
-		b, err := enc(d.name, d.Publication)
-		if err != nil {
+	return d.frameLocked(e, form).frame
+}
+
+func (d *delivery) frameLocked(e session.Encoding, form Form) *encoded {
+	f := d.frames[e][form].Load()
+	switch {
+	case f != nil:
+		return f
+	case form == FormPatch && d.patchLocked() == nil:
+		f = d.frameLocked(e, FormWhole)
+	default:
+		f = &encoded{}
+		b, err := d.encodeLocked(e, form)
+		switch {
+		case err != nil:
 			d.topics.encodeErrors.Add(1)
-		} else {
+		case b != nil:
 			d.topics.encodings.Add(1)
 			f.frame = b
 		}
 	}
-	d.frames[e].Store(f)
-	return f.frame
+	d.frames[e][form].Store(f)
+	return f
+}
+
+func (d *delivery) encodeLocked(e session.Encoding, form Form) ([]byte, error) {
+	if d.Publication == nil {
+		if enc := d.topics.opts.Joined[e]; enc != nil {
+			return enc(d.name, d.news)
+		}
+		return nil, nil
+	}
+	enc := d.topics.opts.Encoders[e]
+	if enc == nil {
+		return nil, nil
+	}
+	data := d.Publication.Data
+	if form == FormPatch {
+		data = d.patchLocked()
+	}
+	return enc(d.name, d.Publication, form, data)
 }
 
 // fanout is the work of a list that has publications under way: those that
@@ -72,11 +107,38 @@ type fanout struct {
 	running bool
 	round   []arrival
 	late    bool
-	joined  [session.EncodingCount][]byte
-	made    [session.EncodingCount]bool
+	row     row
+	joined  [session.EncodingCount][variantCount]joined
 	cursor  int
 	end     int
 	holes   []uint32
+}
+
+// variant is which of the forms a subscriber gets in a round.
+type variant uint8
+
+const (
+	variantPlain variant = iota
+	variantWhole         // deltas, but for the first
+	variantPatch         // all deltas
+	variantCount
+)
+
+func (v variant) form(i int) Form {
+	switch {
+	case v == variantPlain:
+		return FormPlain
+	case v == variantWhole && i == 0:
+		return FormWhole
+	}
+	return FormPatch
+}
+
+// joined is a round in one format, one frame behind the other.
+type joined struct {
+	made  bool
+	bytes []byte
+	whole bool // no frame is missing
 }
 
 // arrival is a delivery and the list's joins when it was posted.
@@ -102,7 +164,7 @@ func (p *post) Run() (more bool) {
 			l.out.waiting = append(l.out.waiting, arrival{p.d, p.joins})
 			return false
 		}
-		if len(l.subs) == 0 {
+		if len(l.subs) == 0 || p.d.Publication == nil && l.tracks == nil {
 			l.loop.Release(p.d.room())
 			return false
 		}
@@ -136,17 +198,24 @@ func (l *local) work(t *Topics) bool {
 	for f.cursor < stop {
 		// A write may end this session or, through its handler, take others out of
 		// the list: their places stay, empty.
-		s := l.subs[f.cursor]
+		s, k := l.subs[f.cursor], l.track(f.cursor)
 		f.cursor++
 		if s == nil || f.late && !memberOf(s).findList(l).since(f.round[0].joins, l.joins) {
 			continue
 		}
-		if b := f.bytes(s.Encoding); b != nil {
-			s.WriteFrame(b)
-			sent++
+		if k != nil {
+			sent += f.tracked(t, s, k)
+			continue
+		}
+		if f.round[0].Publication == nil {
+			continue // who has no tracking has not asked for news
+		}
+		if b := f.bytes(s.Encoding, variantPlain); b.bytes != nil {
+			s.WriteFrame(b.bytes)
+			sent += len(f.round)
 		}
 	}
-	t.deliveries.Add(uint64(sent * len(f.round)))
+	t.deliveries.Add(uint64(sent))
 	if f.cursor < f.end {
 		return true
 	}
@@ -174,39 +243,46 @@ func (f *fanout) begin(l *local) {
 	n, size := 0, 0
 	for n < len(f.waiting) && f.waiting[n].joins == f.waiting[0].joins &&
 		(n == 0 || size+f.waiting[n].frameSize() <= roundBytes) {
+		if f.waiting[n].Publication == nil {
+			n = max(n, 1) // news are a round of their own
+			break
+		}
 		size += f.waiting[n].frameSize()
 		n++
 	}
 	f.round = f.waiting[:n:n]
 	f.waiting = f.waiting[n:]
-	f.joined = [session.EncodingCount][]byte{}
-	f.made = [session.EncodingCount]bool{}
+	f.row = rowOf(f.round)
+	f.joined = [session.EncodingCount][variantCount]joined{}
 	f.late = f.round[0].joins != l.joins
 	f.cursor, f.end, f.running = 0, len(l.subs), true
 }
 
 // bytes is all of the round's frames in a format, one behind the other.
-func (f *fanout) bytes(e session.Encoding) []byte {
-	if f.made[e] {
-		return f.joined[e]
+func (f *fanout) bytes(e session.Encoding, v variant) *joined {
+	j := &f.joined[e][v]
+	if j.made {
+		return j
 	}
-	f.made[e] = true
+	j.made, j.whole = true, true
 	if len(f.round) == 1 {
-		f.joined[e] = f.round[0].frame(e)
-		return f.joined[e]
+		j.bytes = f.round[0].frame(e, v.form(0))
+		j.whole = j.bytes != nil
+		return j
 	}
 	size := 0
-	for _, d := range f.round {
-		size += len(d.frame(e))
+	for i, d := range f.round {
+		n := len(d.frame(e, v.form(i)))
+		size += n
+		j.whole = j.whole && n > 0
 	}
 	if size > 0 {
-		b := make([]byte, 0, size)
-		for _, d := range f.round {
-			b = append(b, d.frame(e)...)
+		j.bytes = make([]byte, 0, size)
+		for i, d := range f.round {
+			j.bytes = append(j.bytes, d.frame(e, v.form(i))...)
 		}
-		f.joined[e] = b
 	}
-	return f.joined[e]
+	return j
 }
 
 // finish ends the round and closes the gaps that the leavers left. From the

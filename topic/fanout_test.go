@@ -192,11 +192,11 @@ func TestConcurrentLoops(t *testing.T) {
 		if encode == nil {
 			continue
 		}
-		encoders[e] = func(name string, p *Publication) ([]byte, error) {
+		encoders[e] = func(name string, p *Publication, form Form, data []byte) ([]byte, error) {
 			if _, before := calls[e].LoadOrStore(string(p.Data), true); before {
 				twice.Add(1)
 			}
-			return encode(name, p)
+			return encode(name, p, form, data)
 		}
 	}
 	topics := newTopics(t, Options{Encoders: encoders})

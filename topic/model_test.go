@@ -26,7 +26,7 @@ var errModelFormat = errors.New("not in this format")
 func modelEncoders() Encoders {
 	var t Encoders
 	for _, e := range []session.Encoding{session.EncodingJSON, session.EncodingProtobuf} {
-		t[e] = func(name string, p *Publication) ([]byte, error) {
+		t[e] = func(name string, p *Publication, _ Form, _ []byte) ([]byte, error) {
 			if p.Tags["not"] == fmt.Sprint(e) {
 				return nil, errModelFormat
 			}
@@ -96,7 +96,7 @@ func (m *model) subscribe(p *modelPeer, name string) {
 		return
 	}
 	_, in := p.expect[name]
-	err := m.topics.Subscribe(&p.s, name, false)
+	err := m.topics.Subscribe(&p.s, name, SubscribeOptions{})
 	if in != errors.Is(err, ErrAlreadySubscribed) || !in && err != nil {
 		m.t.Fatalf("subscribe: %v, subscribed before: %v", err, in)
 	}
@@ -126,7 +126,7 @@ func (m *model) publish(name string) {
 		pub.Tags = map[string]string{"not": fmt.Sprint(not)}
 	}
 	number := m.next
-	m.topics.Publish(name, pub, func(_ Position, err error) {
+	m.topics.Publish(m.topics.fallback, name, pub, PublishRequest{}, func(_ Position, err error) {
 		if err != nil {
 			m.refused++
 			return

@@ -2,6 +2,7 @@ package topic
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -67,7 +68,7 @@ func TestNamespace(t *testing.T) {
 				t.Fatalf("%q: %+v, %v, want namespace %q", tt.topic, ns, err, tt.want)
 			}
 			p := newFakePeer(topics, newFakeLoop(t, 0), 1)
-			if got := topics.Subscribe(&p.s, tt.topic, false); !errors.Is(got, err) {
+			if got := topics.Subscribe(&p.s, tt.topic, SubscribeOptions{}); !errors.Is(got, err) {
 				t.Errorf("subscribe says %v, Namespace %v", got, err)
 			}
 		})
@@ -90,7 +91,7 @@ func TestNamespaceLengthDefault(t *testing.T) {
 func TestNamespaceKeepsItsOptions(t *testing.T) {
 	chat := NamespaceOptions{Name: "chat", AllowSubscribeForClient: true, AllowPublishForAnonymous: true}
 	topics := newTopics(t, Options{Default: NamespaceOptions{AllowPublishForClient: true}, Namespaces: []NamespaceOptions{chat}})
-	if ns, err := topics.Namespace("chat:1"); err != nil || ns.NamespaceOptions != chat {
+	if ns, err := topics.Namespace("chat:1"); err != nil || !reflect.DeepEqual(ns.NamespaceOptions, chat) {
 		t.Errorf("%+v, %v", ns, err)
 	}
 	if ns, err := topics.Namespace("1"); err != nil || !ns.AllowPublishForClient || ns.AllowSubscribeForClient {

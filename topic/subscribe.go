@@ -1,6 +1,7 @@
 package topic
 
 import (
+	"iter"
 	"sync/atomic"
 
 	"perch/session"
@@ -19,7 +20,10 @@ type local struct {
 	joins uint32
 
 	subs []*session.Session
-	out  *fanout // nil while nothing is under way
+	// tracks are those of the subscribers, by the same places; nil while none has
+	// any, which is why it is no slice in place.
+	tracks *[]*tracking
+	out    *fanout // nil while nothing is under way
 }
 
 // subscription is what a session keeps of one topic.
@@ -29,6 +33,7 @@ type subscription struct {
 	// joined is list.joins at the time, its lowest bit aside: that one says that
 	// the server made the subscription, not the client.
 	joined uint32
+	track  *tracking // nil for most
 }
 
 const (
@@ -74,6 +79,20 @@ func (m *member) findList(l *local) *subscription {
 	return nil
 }
 
+// all are the subscriptions of a member, which may be nil.
+func (m *member) all() iter.Seq[*subscription] {
+	return func(yield func(*subscription) bool) {
+		if m == nil || m.one.list != nil && !yield(&m.one) {
+			return
+		}
+		for i := range m.more {
+			if !yield(&m.more[i]) {
+				return
+			}
+		}
+	}
+}
+
 func (m *member) len() int {
 	n := len(m.more)
 	if m.one.list != nil {
@@ -87,15 +106,57 @@ func memberOf(s *session.Session) *member {
 	return m
 }
 
-// Subscribe adds s to the subscribers of a topic; server says that the server
-// does it of its own accord. ErrUnknownTopic, ErrAlreadySubscribed, ErrTooMany;
-// ErrNotAvailable where s has ended: nobody would take it out again. Runs on
-// the loop of s.
-func (t *Topics) Subscribe(s *session.Session, name string, server bool) error {
+// SubscribeOptions say what a subscription is to be.
+type SubscribeOptions struct {
+	// Server says that the server makes it of its own accord.
+	Server bool
+	// Position lets missed publications be noticed (Options.Lost). The
+	// subscription is held back until Recover, which must follow.
+	Position bool
+	// Delta says that the client has agreed on deltas.
+	Delta bool
+	// News lets it be told of who comes and goes, Told tells the others of it.
+	News bool
+	Told bool
+	// Joined says that the others have been told already that it came.
+	Joined bool
+	// Hidden leaves it out of presence.
+	Hidden bool
+	// Info is JSON about the subscriber, shown to others; nobody changes it.
+	Info []byte
+}
+
+// tracking is nil where there is nothing to track, as with most.
+func (o *SubscribeOptions) tracking() *tracking {
+	var flags trackFlags
+	for _, f := range [...]struct {
+		on   bool
+		flag trackFlags
+	}{{o.Position, trackPosition}, {o.Delta, trackDelta}, {o.News, trackNews}, {o.Told, trackTold},
+		{o.Told && o.Joined, trackJoined}, {o.Hidden, trackHidden}} {
+		if f.on {
+			flags |= f.flag
+		}
+	}
+	if flags == 0 && o.Info == nil {
+		return nil
+	}
+	k := &tracking{info: o.Info, flags: flags}
+	if o.Position {
+		k.held = &held{}
+	}
+	return k
+}
+
+// Subscribe adds s to the subscribers of a topic. ErrUnknownTopic,
+// ErrAlreadySubscribed, ErrTooMany; ErrNotAvailable where s has ended: nobody
+// would take it out again. Runs on the loop of s.
+func (t *Topics) Subscribe(s *session.Session, name string, o SubscribeOptions) error {
 	if s.Closed() {
 		return ErrNotAvailable
 	}
-	if _, err := t.Namespace(name); err != nil {
+	ns, err := t.Namespace(name)
+	if err != nil {
 		return err
 	}
 	m := memberOf(s)
@@ -109,12 +170,12 @@ func (t *Topics) Subscribe(s *session.Session, name string, server bool) error {
 		m = &member{}
 		s.Topics = m
 	}
-	l := t.localFor(name, s.Loop())
-	sub := subscription{list: l, index: uint32(len(l.subs)), joined: l.joins}
-	if server {
+	l := t.localFor(ns, name, s.Loop(), o.Position)
+	sub := subscription{list: l, index: uint32(len(l.subs)), joined: l.joins, track: o.tracking()}
+	if o.Server {
 		sub.joined |= byServer
 	}
-	l.subs = append(l.subs, s)
+	l.add(s, sub.track)
 	l.count.Add(1)
 	if m.one.list == nil {
 		m.one = sub
@@ -125,6 +186,18 @@ func (t *Topics) Subscribe(s *session.Session, name string, server bool) error {
 	return nil
 }
 
+// add puts a subscriber behind the others.
+func (l *local) add(s *session.Session, k *tracking) {
+	if k != nil && l.tracks == nil {
+		tracks := make([]*tracking, len(l.subs), max(cap(l.subs), 1))
+		l.tracks = &tracks
+	}
+	l.subs = append(l.subs, s)
+	if l.tracks != nil {
+		*l.tracks = append(*l.tracks, k)
+	}
+}
+
 // Unsubscribe takes s out of a topic; false: it was not in. Runs on the loop of
 // s.
 func (t *Topics) Unsubscribe(s *session.Session, name string) bool {
@@ -133,7 +206,7 @@ func (t *Topics) Unsubscribe(s *session.Session, name string) bool {
 	if sub == nil {
 		return false
 	}
-	t.remove(*sub)
+	t.remove(s, *sub)
 	if n := len(m.more); n > 0 {
 		*sub = m.more[n-1]
 		m.more[n-1] = subscription{} // it would hold the topic
@@ -163,37 +236,41 @@ func (t *Topics) Count(s *session.Session) int {
 	return 0
 }
 
-// Settled tells whether no publication is under way to s: whoever moves s before
-// that would lose it. Runs on the loop of s.
+// Settled tells whether no publication is under way to s, and no recovery:
+// whoever moves s before that would lose it. Runs on the loop of s.
 func (t *Topics) Settled(s *session.Session) bool {
-	m := memberOf(s)
-	if m == nil {
-		return true
-	}
-	if m.one.list != nil && m.one.list.out != nil {
-		return false
-	}
-	for i := range m.more {
-		if m.more[i].list.out != nil {
+	for sub := range memberOf(s).all() {
+		if sub.list.out != nil || sub.track != nil && sub.track.held != nil {
 			return false
 		}
 	}
 	return true
 }
 
-// Each calls f with each topic of s; f does not subscribe or unsubscribe. Runs
-// on the loop of s.
-func (t *Topics) Each(s *session.Session, f func(name string, server bool)) {
-	m := memberOf(s)
-	if m == nil {
-		return
+// Subscription is what can be said of one.
+type Subscription struct {
+	Topic string
+	SubscribeOptions
+	At Position // where it stands, with SubscribeOptions.Position
+}
+
+// Each calls f with each subscription of s; f does not subscribe or unsubscribe.
+// Runs on the loop of s.
+func (t *Topics) Each(s *session.Session, f func(Subscription)) {
+	for sub := range memberOf(s).all() {
+		f(sub.describe())
 	}
-	if m.one.list != nil {
-		f(m.one.list.topic.name, m.one.joined&byServer != 0)
+}
+
+func (s *subscription) describe() Subscription {
+	d := Subscription{Topic: s.list.topic.name}
+	d.Server = s.joined&byServer != 0
+	if k := s.track; k != nil {
+		d.Position, d.Delta, d.Hidden = k.is(trackPosition), k.is(trackDelta), k.is(trackHidden)
+		d.News, d.Told, d.Joined = k.is(trackNews), k.is(trackTold), k.is(trackJoined)
+		d.Info, d.At = k.info, Position{k.offset, k.epoch}
 	}
-	for i := range m.more {
-		f(m.more[i].list.topic.name, m.more[i].joined&byServer != 0)
-	}
+	return d
 }
 
 // Leave takes s out of all its topics: its session ends. Runs on the loop of s.
@@ -202,22 +279,28 @@ func (t *Topics) Leave(s *session.Session) {
 	if m == nil {
 		return
 	}
-	if m.one.list != nil {
-		t.remove(m.one)
-	}
-	for _, sub := range m.more {
-		t.remove(sub)
+	for sub := range m.all() {
+		t.remove(s, *sub)
 	}
 	s.Topics = nil
 }
 
-func (t *Topics) remove(sub subscription) {
+func (t *Topics) remove(s *session.Session, sub subscription) {
 	l := sub.list
+	if k := sub.track; k != nil {
+		k.gone, k.held, k.base = true, nil, nil
+		if k.is(trackJoined) {
+			defer t.tell(l.topic, News{Left: true, Client: t.clientInfo(s, k)})
+		}
+	}
 	t.subscriptions.Add(-1)
 	left := l.count.Add(-1)
 	if l.out != nil && l.out.running {
 		// A round's cursor counts places: they stay until it is over.
 		l.subs[sub.index] = nil
+		if l.tracks != nil {
+			(*l.tracks)[sub.index] = nil
+		}
 		l.out.holes = append(l.out.holes, sub.index)
 	} else {
 		l.drop(sub.index)
@@ -231,18 +314,28 @@ func (t *Topics) remove(sub subscription) {
 func (l *local) drop(i uint32) {
 	n := len(l.subs) - 1
 	last := l.subs[n]
-	l.subs[n] = nil
-	l.subs = l.subs[:n]
-	if int(i) < n {
-		l.subs[i] = last
-		if last != nil {
-			memberOf(last).findList(l).index = i
+	l.subs = cut(l.subs, int(i))
+	if l.tracks != nil {
+		if *l.tracks = cut(*l.tracks, int(i)); n == 0 {
+			l.tracks = nil
 		}
 	}
-	// Memory follows the subscribers down, a quarter at a time.
-	if n == 0 {
-		l.subs = nil
-	} else if c := cap(l.subs); c > 64 && n < c/4 {
-		l.subs = append(make([]*session.Session, 0, c/2), l.subs...)
+	if int(i) < n && last != nil {
+		memberOf(last).findList(l).index = i
 	}
+}
+
+// cut puts the last element in the place i. Memory follows the elements down, a
+// quarter at a time.
+func cut[T any](s []*T, i int) []*T {
+	n := len(s) - 1
+	s[i], s[n] = s[n], nil
+	s = s[:n]
+	if n == 0 {
+		return nil
+	}
+	if c := cap(s); c > 64 && n < c/4 {
+		s = append(make([]*T, 0, c/2), s...)
+	}
+	return s
 }

@@ -19,7 +19,7 @@ var errBroker = errors.New("no broker there")
 
 // recordingBroker writes down what it is told.
 type recordingBroker struct {
-	Memory
+	*Memory
 	fail  error
 	calls []string
 }
@@ -28,6 +28,7 @@ func (b *recordingBroker) Start(r Receiver) error {
 	if b.fail != nil {
 		return b.fail
 	}
+	b.Memory = NewMemory(MemoryOptions{})
 	return b.Memory.Start(r)
 }
 
@@ -43,15 +44,16 @@ func (b *recordingBroker) Unsubscribe(name string, done func(error)) {
 
 func (b *recordingBroker) Close() error {
 	b.calls = append(b.calls, "close")
-	return nil
+	return b.Memory.Close()
 }
 
 // each lists the topics of p as Each gives them; a '*' marks those by the
 // server.
 func each(topics *Topics, p *fakePeer) []string {
 	var out []string
-	topics.Each(&p.s, func(name string, server bool) {
-		if server {
+	topics.Each(&p.s, func(sub Subscription) {
+		name := sub.Topic
+		if sub.Server {
 			name += "*"
 		}
 		out = append(out, name)
@@ -97,7 +99,7 @@ func TestSubscribeAndUnsubscribe(t *testing.T) {
 				ok := true
 				switch step[0] {
 				case '+', '*':
-					ok = topics.Subscribe(&p.s, name, step[0] == '*') == nil
+					ok = topics.Subscribe(&p.s, name, SubscribeOptions{Server: step[0] == '*'}) == nil
 				case '-':
 					ok = topics.Unsubscribe(&p.s, name)
 				case '!':
@@ -136,17 +138,17 @@ func TestSubscribeErrors(t *testing.T) {
 	topics := newTopics(t, Options{MaxSubscriptions: 1})
 	l := newFakeLoop(t, 0)
 	p := newFakePeer(topics, l, 1)
-	if err := topics.Subscribe(&p.s, "nope:1", false); !errors.Is(err, ErrUnknownTopic) {
+	if err := topics.Subscribe(&p.s, "nope:1", SubscribeOptions{}); !errors.Is(err, ErrUnknownTopic) {
 		t.Errorf("unknown namespace: %v", err)
 	}
 	if p.s.Topics != nil {
 		t.Error("the session keeps something of a refusal")
 	}
 	mustSubscribe(t, topics, p, "a")
-	if err := topics.Subscribe(&p.s, "a", false); !errors.Is(err, ErrAlreadySubscribed) {
+	if err := topics.Subscribe(&p.s, "a", SubscribeOptions{}); !errors.Is(err, ErrAlreadySubscribed) {
 		t.Errorf("twice, with no room for more: %v", err)
 	}
-	if err := topics.Subscribe(&p.s, "b", false); !errors.Is(err, ErrTooMany) {
+	if err := topics.Subscribe(&p.s, "b", SubscribeOptions{}); !errors.Is(err, ErrTooMany) {
 		t.Errorf("too many: %v", err)
 	}
 	if c := topics.Counts(); c.Topics != 1 || c.Subscriptions != 1 {
@@ -161,7 +163,7 @@ func TestSubscribeAfterClose(t *testing.T) {
 	l := newFakeLoop(t, 0)
 	p := newFakePeer(topics, l, 1)
 	p.s.Close(session.ReasonNormal)
-	if err := topics.Subscribe(&p.s, "a", false); !errors.Is(err, ErrNotAvailable) {
+	if err := topics.Subscribe(&p.s, "a", SubscribeOptions{}); !errors.Is(err, ErrNotAvailable) {
 		t.Errorf("subscribe: %v, want ErrNotAvailable", err)
 	}
 	if c := topics.Counts(); c.Topics != 0 || c.Subscriptions != 0 {
@@ -175,7 +177,7 @@ func TestMaxSubscriptionsDefault(t *testing.T) {
 	for i := range 128 {
 		mustSubscribe(t, topics, p, fmt.Sprint(i))
 	}
-	if err := topics.Subscribe(&p.s, "one more", false); !errors.Is(err, ErrTooMany) {
+	if err := topics.Subscribe(&p.s, "one more", SubscribeOptions{}); !errors.Is(err, ErrTooMany) {
 		t.Error(err)
 	}
 }
@@ -253,7 +255,10 @@ func TestTopicsPattern(t *testing.T) {
 // whatever the loops.
 func TestBrokerHearsOfInterest(t *testing.T) {
 	b := &recordingBroker{}
-	topics := newTopics(t, Options{Broker: b})
+	topics, err := New(Options{Broker: b})
+	if err != nil {
+		t.Fatal(err)
+	}
 	first := newFakePeer(topics, newFakeLoop(t, 0), 1)
 	second := newFakePeer(topics, newFakeLoop(t, 1), 1)
 	mustSubscribe(t, topics, first, "a")
@@ -355,21 +360,5 @@ func TestJoinsGoAround(t *testing.T) {
 		if old.text() != "j1;" || late.text() != "" {
 			t.Errorf("joined %d ago: got %q; a moment ago: %q", ago, old.text(), late.text())
 		}
-	}
-}
-
-func TestMemoryBroker(t *testing.T) {
-	b := NewMemory()
-	called := 0
-	b.History("a", Filter{}, func(p []*Publication, pos Position, err error) {
-		called++
-		if p != nil || pos != (Position{}) || !errors.Is(err, ErrNotAvailable) {
-			t.Errorf("history: %v, %v, %v", p, pos, err)
-		}
-	})
-	b.Subscribe("a", func(err error) { called++; _ = err })
-	b.Unsubscribe("a", func(err error) { called++; _ = err })
-	if called != 3 {
-		t.Errorf("%d answers to 3 questions", called)
 	}
 }

@@ -47,8 +47,9 @@ type Snapshot struct {
 	PendingBytes  int64
 	SlowConsumers uint64
 
-	Pool   Pool
-	Fanout Fanout
+	Pool    Pool
+	Fanout  Fanout
+	History History
 
 	// Topics have subscribers now; Subscriptions are all of theirs.
 	Topics        int64
@@ -62,6 +63,8 @@ type Snapshot struct {
 	// commands refused because too many of their session waited already.
 	Malformed       uint64
 	BacklogRejected uint64
+	// EventIDsMalformed counts the ids of event streams that could not be read.
+	EventIDsMalformed uint64
 	// RPCPanics and RPCTimeouts count methods that broke or took too long.
 	RPCPanics   uint64
 	RPCTimeouts uint64
@@ -109,6 +112,20 @@ type Fanout struct {
 	Deliveries   uint64 // handed to a subscriber's connection
 	Encodings    uint64
 	EncodeErrors uint64
+}
+
+// History is what is kept of topics, and how those who came back fared.
+type History struct {
+	Topics       int64 // with a position
+	Publications int64
+	Bytes        int64 // of both
+	Limit        int64 // bytes
+	// Recovered counts recoveries by "yes" and "no", Lost the subscriptions that
+	// missed something while they lived.
+	Recovered map[string]uint64
+	Lost      uint64
+	// NewsDropped counts those who came or left and of whom nobody was told.
+	NewsDropped uint64
 }
 
 // APILabel is what calls of the server API are counted by. Code is "0" for a

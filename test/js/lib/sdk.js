@@ -2,6 +2,7 @@
 
 // The published SDK in its two builds, with events as promises.
 
+const assert = require('node:assert/strict');
 const WebSocket = require('ws');
 const builds = {
   JSON: require('centrifuge').Centrifuge,
@@ -50,8 +51,8 @@ class Events {
 }
 
 const clientEvents = ['connecting', 'connected', 'disconnected', 'error', 'message', 'publication',
-  'subscribing', 'subscribed', 'unsubscribed'];
-const subscriptionEvents = ['subscribing', 'subscribed', 'unsubscribed', 'publication', 'error'];
+  'subscribing', 'subscribed', 'unsubscribed', 'join', 'leave'];
+const subscriptionEvents = ['subscribing', 'subscribed', 'unsubscribed', 'publication', 'error', 'join', 'leave'];
 
 // client makes a client of one build that ends with the test. It is not
 // connected yet.
@@ -85,6 +86,40 @@ async function subscribed(c, topic, options) {
   return s;
 }
 
+// Tokens counts how often an SDK asks for a token, and lets a test wait for it.
+class Tokens {
+  constructor(make) {
+    this.asked = 0;
+    this.waiting = [];
+    this.get = async (ctx) => {
+      this.asked++;
+      this.waiting = this.waiting.filter(({ n, resolve }) => this.asked < n || resolve());
+      return make(ctx);
+    };
+  }
+
+  // times resolves when the SDK has asked n times.
+  times(n) {
+    return new Promise((resolve, reject) => {
+      if (this.asked >= n) return resolve();
+      const late = setTimeout(() => reject(new Error(`asked for a token ${this.asked} times, want ${n}`)), timeout);
+      this.waiting.push({ n, resolve: () => { clearTimeout(late); resolve(); } });
+    });
+  }
+}
+
+// expect checks that the next publications are of these values, in this order,
+// and resolves with them.
+async function expect(c, source, values) {
+  const got = [];
+  for (const want of values) {
+    const p = await source.events.next('publication');
+    assert.deepEqual(c.decode(p.data), want);
+    got.push(p);
+  }
+  return got;
+}
+
 // open makes a bare WebSocket that keeps what it receives.
 function open(t, url, ...args) {
   const ws = new WebSocket(url, ...args);
@@ -106,4 +141,4 @@ function eachBuild(test, name, f) {
   for (const build of Object.keys(builds)) test(`${name} (${build})`, { timeout: 60_000 }, (t) => f(t, build));
 }
 
-module.exports = { client, connected, subscription, subscribed, open, sleep, eachBuild, encoder };
+module.exports = { client, connected, subscription, subscribed, expect, open, sleep, eachBuild, encoder, Tokens };

@@ -3,7 +3,7 @@
 const assert = require('node:assert/strict');
 const { before, suite, test } = require('node:test');
 const { Perch, scope, sign } = require('../lib/perch');
-const { client, connected, subscription, subscribed, open, sleep, eachBuild } = require('../lib/sdk');
+const { client, connected, subscription, subscribed, open, sleep, eachBuild, Tokens } = require('../lib/sdk');
 
 suite('connecting', () => {
   const s = scope();
@@ -50,12 +50,10 @@ suite('connecting', () => {
   });
 
   eachBuild(test, 'a short token is refreshed while the session lives', async (t, build) => {
-    let asked = 0;
-    const c = await connected(t, build, perch.url, {
-      getToken: async () => { asked++; return sign({ sub: 'alice' }, { ttl: 2 }); },
-    });
-    await sleep(5500); // more than two lives of the token
-    assert.ok(asked >= 3, `getToken was called ${asked} times`);
+    const tokens = new Tokens(() => sign({ sub: 'alice' }, { ttl: 2 }));
+    const c = await connected(t, build, perch.url, { getToken: tokens.get });
+    await tokens.times(4); // three lives
+    await assert.rejects(c.presence('news'), { code: 108 }, 'the session answers');
     assert.equal(c.state, 'connected');
     assert.equal(c.events.count('connecting'), 1, 'the session was kept');
   });

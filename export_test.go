@@ -1,0 +1,6 @@
+package perch
+
+import "perch/topic"
+
+// SetBroker lets tests take the place of the in-memory broker.
+func SetBroker(o *Options, make func(topic.MemoryOptions) topic.Broker) { o.broker = make }
