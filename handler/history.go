@@ -3,6 +3,7 @@ package handler
 import (
 	"errors"
 	"runtime/debug"
+	"strings"
 
 	pb "github.com/centrifugal/protocol"
 
@@ -25,13 +26,23 @@ const (
 // mayRead tells whether one of the three permissions that history and presence
 // have lets s read. subscribing says that s is about to subscribe.
 func (c *Commands) mayRead(s *session.Session, name string, subscriber, client, anonymous, subscribing bool) bool {
-	if c.opts.Insecure {
+	subscribed := subscribing || c.topics.Subscribed(s, name)
+	return c.may(s, name, client, subscriber, anonymous, subscribed)
+}
+
+// may tells whether a permission of all clients, or that of subscribers, is one
+// of s, who has none without a user unless anonymous. What only a token or a
+// user's name opens is for those who are in.
+func (c *Commands) may(s *session.Session, name string, client, subscriber, anonymous, subscribed bool) bool {
+	switch {
+	case c.opts.Insecure:
 		return true
-	}
-	if s.Anonymous && !anonymous || !mayUse(name, s.User()) {
+	case s.Anonymous && !anonymous:
 		return false
+	case subscribed:
+		return client || subscriber
 	}
-	return client || subscriber && (subscribing || c.topics.Subscribed(s, name))
+	return client && !strings.HasPrefix(name, privatePrefix) && mayUse(name, s.User())
 }
 
 func (c *Commands) mayHistory(s *session.Session, ns *topic.Namespace, name string, subscribing bool) bool {

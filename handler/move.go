@@ -137,7 +137,7 @@ func (c *Commands) importSub(s *session.Session, m *movedSub, ends int64) error 
 		if errors.Is(err, topic.ErrNotAvailable) {
 			return // ended meanwhile, and the client knows
 		}
-		if err != nil || !got.OK || !c.fits(s, got.Publications, nil) {
+		if err != nil || !got.OK || !c.fits(s, got.Publications, nil, false) {
 			c.lose(s, name, server)
 			return
 		}

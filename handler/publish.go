@@ -71,13 +71,8 @@ func newsPushes(e protocol.Encoding, name string, news []topic.News) []protocol.
 }
 
 func (c *Commands) mayPublish(s *session.Session, ns *topic.Namespace, name string) bool {
-	if c.opts.Insecure {
-		return true
-	}
-	if s.Anonymous && !ns.AllowPublishForAnonymous || !mayUse(name, s.User()) {
-		return false
-	}
-	return ns.AllowPublishForClient || ns.AllowPublishForSubscriber && c.topics.Subscribed(s, name)
+	return c.may(s, name, ns.AllowPublishForClient, ns.AllowPublishForSubscriber, ns.AllowPublishForAnonymous,
+		c.topics.Subscribed(s, name))
 }
 
 // publishing is a publication that the broker has. Whoever comes second, the

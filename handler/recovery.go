@@ -150,8 +150,9 @@ func (c *Commands) pause(s *session.Session, begin func(done func(*session.Sessi
 
 // fits tells whether publications that a subscription has missed can go to the
 // client at once, beside what is on its way to it already. More than that would
-// make a slow consumer of it, each time that it came back.
-func (c *Commands) fits(s *session.Session, all []*topic.Publication, beside *int) bool {
+// make a slow consumer of it, each time that it came back. state says that they
+// are the one that a topic is all about.
+func (c *Commands) fits(s *session.Session, all []*topic.Publication, beside *int, state bool) bool {
 	if len(all) == 0 || c.opts.ReplyBytes <= 0 {
 		return true
 	}
@@ -159,7 +160,11 @@ func (c *Commands) fits(s *session.Session, all []*topic.Publication, beside *in
 	if beside == nil {
 		beside = new(int)
 	}
-	if before+*beside+n > c.opts.ReplyBytes {
+	most := c.opts.ReplyBytes
+	if state && before+*beside == 0 {
+		most *= answerFactor // it has to come somehow
+	}
+	if before+*beside+n > most {
 		return false
 	}
 	*beside += n
@@ -169,7 +174,7 @@ func (c *Commands) fits(s *session.Session, all []*topic.Publication, beside *in
 // recovered fills in what a subscription has found of the past.
 func (c *Commands) recovered(s *session.Session, name string, beside *int, result *pb.SubscribeResult, r *topic.RecoverRequest, got *topic.Recovered) {
 	result.Epoch, result.Offset = got.Position.Epoch, got.Position.Offset
-	result.WasRecovering, result.Recovered = r.Recover, got.OK && c.fits(s, got.Publications, beside)
+	result.WasRecovering, result.Recovered = r.Recover, got.OK && c.fits(s, got.Publications, beside, r.Cache)
 	var last *topic.Publication
 	if result.Recovered {
 		// The client goes on from the position that it has, with the publications.

@@ -303,6 +303,9 @@ func (c *Commands) SubscribeSession(s *session.Session, sub APISubscription) err
 			c.announce(s, &sub, result)
 		}
 	})
+	if errors.Is(err, topic.ErrAlreadySubscribed) && sub.ExpireAt != 0 {
+		c.setSubscriptionExpiry(s, sub.Topic, sub.ExpireAt)
+	}
 	if err == nil {
 		err = failed // where it was known at once; else the session is as it was
 	}

@@ -129,9 +129,6 @@ func (c *Commands) tell(s *session.Session, r *protocol.Reply) {
 		p = &protocol.Push{Connect: &pb.Connect{
 			Client: a.Client, Version: a.Version, Data: a.Data, Subs: a.Subs, Expires: a.Expires, Ttl: a.Ttl,
 		}}
-		if c.opts.PingInterval > 0 {
-			p.Connect.Ping = uint32(max(1, c.opts.PingInterval.Seconds()))
-		}
 	}
 	if p == nil {
 		return // nothing else was asked for

@@ -225,7 +225,7 @@ func (r *rig) emit(name, data string, change ...func(*topic.PublishRequest)) {
 }
 
 func TestUniConnect(t *testing.T) {
-	const hello = `{"connect":{"client":"C","version":"v","ping":25}}`
+	const hello = `{"connect":{"client":"C","version":"v"}}`
 	claims := func(c auth.Claims) *Identity { return &Identity{Claims: &c} }
 	for _, tt := range []struct {
 		name     string
@@ -258,7 +258,7 @@ func TestUniConnect(t *testing.T) {
 		{name: "handshake, expired since", identity: func(*rig) *Identity { return claims(auth.Claims{ExpiresAt: 1_600_000_000}) },
 			close: session.ReasonExpired},
 		{name: "handshake, expires", identity: func(*rig) *Identity { return claims(auth.Claims{ExpiresAt: 1_700_000_060}) },
-			hears: []string{`{"connect":{"client":"C","version":"v","expires":true,"ttl":60,"ping":25}}`}},
+			hears: []string{`{"connect":{"client":"C","version":"v","expires":true,"ttl":60}}`}},
 		{name: "query", identity: func(r *rig) *Identity {
 			return &Identity{Claims: &auth.Claims{Subject: "u"}, Uni: r.uniRequest(`{"name":"x"}`, "")}
 		}, hears: []string{hello}},
@@ -271,7 +271,7 @@ func TestUniConnect(t *testing.T) {
 			hears: []string{hello}, close: session.ReasonBadRequest},
 
 		{name: "a topic", identity: func(*rig) *Identity { return claims(auth.Claims{Channels: []string{"plain"}}) },
-			hears: []string{`{"connect":{"client":"C","version":"v","subs":{"plain":{}},"ping":25}}`}},
+			hears: []string{`{"connect":{"client":"C","version":"v","subs":{"plain":{}}}}`}},
 		{name: "of an unknown namespace", identity: func(*rig) *Identity { return claims(auth.Claims{Channels: []string{"none:x"}}) },
 			close: session.ReasonBadRequest},
 		{name: "too many", identity: func(*rig) *Identity { return claims(auth.Claims{Channels: strings.Split("a,b,c,d,e", ",")}) },
@@ -337,7 +337,7 @@ func TestUniPushes(t *testing.T) {
 				}
 				return push
 			}
-			l.hears(`{"connect":{"client":"C","version":"v","subs":{"plain":{"data":[1]}},"ping":25}}`)
+			l.hears(`{"connect":{"client":"C","version":"v","subs":{"plain":{"data":[1]}}}}`)
 			r.emit("plain", "{\r\n \"x\": [1,\r2]\n}")
 			if e == session.EncodingEvents {
 				l.hears(`{"channel":"plain","pub":{"data":{ "x": [1,2]}}}`)
@@ -404,7 +404,7 @@ func TestStreamResumes(t *testing.T) {
 	l := r.stream("", "kept:a", "kept:b", "plain")
 	l.hears(`[kept:a=0 kept:b=0] {"connect":{"client":"C","version":"v","subs":` + subsOf(
 		`"kept:a":{"recoverable":true,"epoch":"E","positioned":true}`,
-		`"kept:b":{"recoverable":true,"epoch":"E","positioned":true}`, `"plain":{}`) + `,"ping":25}}`)
+		`"kept:b":{"recoverable":true,"epoch":"E","positioned":true}`, `"plain":{}`) + `}}`)
 	var ids []string
 	published := []string{"kept:a", "kept:b", "kept:a", "plain", "kept:b", "kept:a"}
 	ids = append(ids, l.lastID)
@@ -437,7 +437,7 @@ func TestStreamResumes(t *testing.T) {
 			return s + `,"positioned":true,"was_recovering":true}`
 		}
 		m.hears(`[kept:a=3 kept:b=2] {"connect":{"client":"C","version":"v","subs":` +
-			subsOf(sub("kept:a"), sub("kept:b"), `"plain":{}`) + `,"ping":25}}`)
+			subsOf(sub("kept:a"), sub("kept:b"), `"plain":{}`) + `}}`)
 		m.CloseWith(session.ReasonPeerGone, 0, "")
 	}
 }
@@ -480,7 +480,7 @@ func TestStreamCannotResume(t *testing.T) {
 			l := r.listen(session.EncodingEvents, &Identity{
 				Claims: &auth.Claims{Subject: "u", Channels: []string{"kept:a"}}, Uni: r.uniRequest(tt.connect, tt.id),
 			})
-			l.hears(`[kept:a=8] {"connect":{"client":"C","version":"v","subs":{` + tt.want + `},"ping":25}}`)
+			l.hears(`[kept:a=8] {"connect":{"client":"C","version":"v","subs":{` + tt.want + `}}}`)
 			if n := r.c.Counters().EventIDs.Load() - before; n != tt.bad {
 				t.Errorf("%d ids counted, want %d", n, tt.bad)
 			}
@@ -500,7 +500,7 @@ func TestUniWebSocketResumes(t *testing.T) {
 	l := r.listen(session.EncodingUniJSON, nil)
 	l.sends(`{"token":"t","subs":{"kept:a":{"recover":true,"offset":2,"epoch":"` + r.epoch("kept:a") + `","delta":"fossil"}}}`)
 	l.hears(`{"connect":{"client":"C","version":"v","subs":{"kept:a":{"recoverable":true,"epoch":"E",` +
-		`"publications":[{"data":2,"offset":3}],"recovered":true,"offset":2,"positioned":true,"was_recovering":true}},"ping":25}}`)
+		`"publications":[{"data":2,"offset":3}],"recovered":true,"offset":2,"positioned":true,"was_recovering":true}}}}`)
 	r.emit("kept:a", `"a long payload, of which a delta would be shorter"`)
 	r.emit("kept:a", `"a long payload, of which a delta would be shorter"`)
 	l.hears(`{"channel":"kept:a","pub":{"data":"a long payload, of which a delta would be shorter","offset":4}}`,

@@ -50,3 +50,25 @@ func Patch(from, to []byte) []byte {
 	}
 	return nil
 }
+
+// dropDelta notes that a subscriber with deltas has gone: with the last one goes
+// what is kept for them.
+func (t *Topics) dropDelta(tp *Topic) {
+	sh := t.shard(tp.name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if tp.rare.deltas--; tp.rare.deltas == 0 {
+		tp.rare.last = nil
+	}
+}
+
+// lastIs has the topic make its next delta of p, where it knows no publication
+// before: a subscriber of its has just been given that one.
+func (t *Topics) lastIs(name string, p *Publication) {
+	sh := t.shard(name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if tp := sh.topics[name]; tp != nil && tp.deltaLocked() && tp.rare.last == nil && len(p.Data) <= deltaMost {
+		tp.rare.last = p
+	}
+}

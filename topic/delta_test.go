@@ -238,7 +238,10 @@ func TestDeltaBehindRecovery(t *testing.T) {
 				return at
 			}
 			keep := newFakePeer(r.Topics, l, session.EncodingJSON)
-			mustSubscribe(t, r.Topics, keep, "a") // the topic remembers what was last
+			// The topic remembers what was last, for a subscriber that has deltas.
+			if err := r.Subscribe(&keep.s, "a", SubscribeOptions{Delta: true}); err != nil {
+				t.Fatal(err)
+			}
 			var at Position
 			for i := range 3 {
 				at = publish(i)
@@ -364,4 +367,43 @@ func FuzzPatch(f *testing.F) {
 			t.Errorf("%v: %q is not %q", err, got, to)
 		}
 	})
+}
+
+// What is kept for deltas goes with the last subscriber that has them, and no
+// delta is made of what is long: it is not kept either.
+func TestDeltaBaseGoes(t *testing.T) {
+	r := newRecoverRig(t, false, Options{Default: deltaNamespace})
+	l := newFakeLoop(t, 0)
+	stay := newFakePeer(r.Topics, l, session.EncodingJSON)
+	mustSubscribe(t, r.Topics, stay, "a")
+	last := func(data string) *Publication {
+		if _, err := publishAs(r.Topics, "a", data, PublishRequest{Delta: true}); err != nil {
+			t.Fatal(err)
+		}
+		l.drain()
+		if rare := r.shard("a").topics["a"].rare; rare != nil {
+			return rare.last
+		}
+		return nil
+	}
+	if last(document(1)) != nil {
+		t.Error("kept for nobody")
+	}
+	p := newFakePeer(r.Topics, l, session.EncodingJSON)
+	if err := r.Subscribe(&p.s, "a", SubscribeOptions{Delta: true}); err != nil {
+		t.Fatal(err)
+	}
+	if last(document(2)) == nil {
+		t.Error("not kept")
+	}
+	if last(strings.Repeat("x", deltaMost+1)) != nil {
+		t.Error("kept, though no delta is made of it")
+	}
+	if last(document(3)) == nil {
+		t.Error("not kept behind a long one")
+	}
+	p.s.Close(session.ReasonNormal)
+	if r.shard("a").topics["a"].rare.last != nil {
+		t.Error("kept when its subscriber has gone")
+	}
 }

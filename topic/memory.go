@@ -49,10 +49,11 @@ type Memory struct {
 	receiver Receiver
 	seed     maphash.Seed
 	shards   [memoryShards]memoryShard
-	heads    [queueCount][memoryShards]atomic.Int64 // when the first in each queue is due
-	bytes    atomic.Int64                           // of all streams
-	kept     atomic.Int64                           // publications in them
-	start    time.Time                              // times are counted from here, so that a clock set anew ends nothing
+	heads    [headCount][memoryShards]atomic.Int64 // when the first in each queue is due, and the first answer ends
+	bytes    atomic.Int64                          // of all streams
+	kept     atomic.Int64                          // publications in them
+	results  atomic.Int64                          // bytes of all answers
+	start    time.Time                             // times are counted from here, so that a clock set anew ends nothing
 
 	stop chan struct{}
 	done sync.WaitGroup
@@ -64,7 +65,7 @@ type memoryShard struct {
 	most    int // streams in this map so far
 	queues  [queueCount]streamQueue
 	results results
-	heads   [queueCount]*atomic.Int64 // its place in Memory.heads; written under mu
+	heads   [headCount]*atomic.Int64 // its place in Memory.heads; written under mu
 	_       [8]byte
 }
 
@@ -74,6 +75,9 @@ const (
 	queueBare = iota
 	queueKept
 	queueCount
+	// headResults is the place of the answers beside those of the queues.
+	headResults = queueCount
+	headCount   = queueCount + 1
 )
 
 // unlock lets others see when something is due.
@@ -86,6 +90,9 @@ func (sh *memoryShard) unlock() {
 		if sh.heads[i].Load() != head {
 			sh.heads[i].Store(head)
 		}
+	}
+	if head := sh.results.oldest(); sh.heads[headResults].Load() != head {
+		sh.heads[headResults].Store(head)
 	}
 	sh.mu.Unlock()
 }
@@ -117,6 +124,7 @@ func NewMemory(o MemoryOptions) *Memory {
 	}
 	m := &Memory{o: o, seed: maphash.MakeSeed(), start: o.Now(), stop: make(chan struct{})}
 	for i := range m.shards {
+		m.shards[i].results.all = &m.results
 		for q := range m.heads {
 			m.heads[q][i].Store(math.MaxInt64)
 			m.shards[i].heads[q] = &m.heads[q][i]
@@ -173,6 +181,9 @@ func (m *Memory) Publish(topic string, p *Publication, o PublishOptions, done fu
 	now := m.now()
 	at, err := m.publish(topic, p, now, &o)
 	m.shed(now)
+	if o.IdempotencyKey != "" {
+		m.shedResults()
+	}
 	done(at, err)
 }
 
@@ -190,7 +201,7 @@ func (m *Memory) publish(topic string, p *Publication, now int64, o *PublishOpti
 	at, err := m.addLocked(sh, topic, p, now, o)
 	if err == nil && o.IdempotencyKey != "" {
 		sh.results.keep(strings.Clone(topic), strings.Clone(o.IdempotencyKey),
-			result{at, now + int64(o.IdempotencyTTL)}, m.o.ResultBytes/memoryShards)
+			result{at, now + int64(o.IdempotencyTTL)})
 	}
 	return at, err
 }

@@ -10,7 +10,9 @@ const (
 	// newsBatch is how many are told of at once, and newsMost how many may wait for
 	// it; beyond that they are counted and dropped.
 	newsBatch = 1024
+	newsBytes = 256 << 10 // of a batch, but for one that is longer by itself
 	newsMost  = 8 * newsBatch
+	newsLimit = 16 * newsBytes // of those that wait
 )
 
 // News is that somebody has come, or left.
@@ -38,6 +40,7 @@ func newsWeight(all []News) int {
 // interval has brought nothing, under the shard's lock.
 type news struct {
 	waiting []News
+	bytes   int            // of waiting
 	of      map[string]int // the place in waiting, by client
 	timer   *time.Timer
 }
@@ -74,6 +77,7 @@ func (t *Topics) tell(tp *Topic, n News) {
 	}
 	if i, there := w.of[n.Client.Client]; there && w.waiting[i].Left != n.Left {
 		delete(w.of, n.Client.Client)
+		w.bytes -= newsWeight(w.waiting[i : i+1])
 		last := len(w.waiting) - 1
 		if i != last {
 			w.waiting[i] = w.waiting[last]
@@ -83,7 +87,8 @@ func (t *Topics) tell(tp *Topic, n News) {
 		w.waiting = w.waiting[:last]
 		return
 	}
-	if len(w.waiting) >= newsMost {
+	size := newsWeight([]News{n})
+	if len(w.waiting) >= newsMost || w.bytes+size > newsLimit && len(w.waiting) > 0 {
 		t.newsDropped.Add(1)
 		return
 	}
@@ -92,6 +97,7 @@ func (t *Topics) tell(tp *Topic, n News) {
 	}
 	w.of[n.Client.Client] = len(w.waiting)
 	w.waiting = append(w.waiting, n)
+	w.bytes += size
 }
 
 // tellWaiting runs on a goroutine of the timer's.
@@ -108,11 +114,15 @@ func (t *Topics) tellWaiting(tp *Topic) {
 		r.news = nil
 		return
 	}
-	batch := w.waiting
-	w.waiting, w.of = nil, nil
-	if len(batch) > newsBatch {
-		w.waiting = append(w.waiting, batch[newsBatch:]...)
-		batch = batch[:newsBatch:newsBatch]
+	n, size := 0, 0
+	for n < min(len(w.waiting), newsBatch) && (n == 0 || size+newsWeight(w.waiting[n:n+1]) <= newsBytes) {
+		size += newsWeight(w.waiting[n : n+1])
+		n++
+	}
+	batch := w.waiting[:n:n]
+	// What is left has an array of its own: the batch lives as long as it is sent.
+	*w = news{waiting: append([]News(nil), w.waiting[n:]...), bytes: w.bytes - size, timer: w.timer}
+	if len(w.waiting) > 0 {
 		w.of = make(map[string]int, len(w.waiting))
 		for i := range w.waiting {
 			w.of[w.waiting[i].Client.Client] = i

@@ -1,6 +1,8 @@
 package topic
 
 import (
+	"errors"
+	"slices"
 	"sync/atomic"
 
 	"perch/session"
@@ -30,29 +32,59 @@ func (t *Topics) Info(s *session.Session, name string) ClientInfo {
 	return t.clientInfo(s, nil)
 }
 
+// errCensus is the answer where going through the subscribers has panicked.
+var errCensus = errors.New("topic: presence could not be read")
+
 // Presence gathers who is subscribed to a topic of this node. done is called
 // once, on a loop or before Presence returns: what takes long with many is to be
-// done elsewhere. A subscriber may stand twice in what it gets. ErrFull: a loop
-// has no room. Safe from any goroutine.
+// done elsewhere. A subscriber may stand twice in what it gets, which is shared
+// with others who ask at the same time: nobody changes it. ErrFull: a loop has no
+// room. Safe from any goroutine.
 func (t *Topics) Presence(name string, done func([]ClientInfo, error)) {
-	lists := t.lists(name)
-	if lists == nil {
-		done(nil, nil)
-		return
+	if waits, err := t.ask(name, done); !waits {
+		done(nil, err)
 	}
-	for i, l := range lists {
-		if !l.loop.Reserve(session.PostOverhead) {
-			for _, r := range lists[:i] {
-				r.loop.Release(session.PostOverhead)
-			}
-			done(nil, ErrFull)
-			return
-		}
+}
+
+// ask lets a census begin, or joins one that has not begun yet: with thousands
+// who come back at once and ask, few are needed. false: done has to be called.
+func (t *Topics) ask(name string, done func([]ClientInfo, error)) (bool, error) {
+	sh := t.shard(name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	tp := sh.topics[name]
+	if tp == nil {
+		return false, nil
 	}
-	g := &gathering{parts: make([][]ClientInfo, len(lists)), done: done}
-	g.left.Store(int32(len(lists)))
-	for i, l := range lists {
-		l.loop.PostTask(session.PostOverhead, &census{t: t, l: l, g: g, part: i, cursor: -1})
+	r := tp.needLocked()
+	if r.asked != nil {
+		r.asked.done = append(r.asked.done, done)
+		return true, nil
+	}
+	if !tp.reserveLocked(session.PostOverhead) {
+		return false, ErrFull
+	}
+	g := &gathering{done: []func([]ClientInfo, error){done}}
+	var tasks []*census
+	for l := range tp.activeLocked() {
+		tasks = append(tasks, &census{t: t, l: l, g: g, part: len(tasks), cursor: -1})
+	}
+	g.parts = make([][]ClientInfo, len(tasks))
+	g.left.Store(int32(len(tasks)))
+	r.asked = g
+	for _, c := range tasks {
+		c.l.loop.PostTask(session.PostOverhead, c)
+	}
+	return true, nil
+}
+
+// begun closes a gathering to those who ask later.
+func (t *Topics) begun(tp *Topic, g *gathering) {
+	sh := t.shard(tp.name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if tp.rare.asked == g {
+		tp.rare.asked = nil
 	}
 }
 
@@ -74,9 +106,11 @@ func (t *Topics) lists(name string) []*local {
 
 // gathering waits for the loops' parts.
 type gathering struct {
-	parts [][]ClientInfo
-	left  atomic.Int32
-	done  func([]ClientInfo, error)
+	parts  [][]ClientInfo
+	left   atomic.Int32
+	failed atomic.Bool
+	// done grows under the shard's lock until the first part is begun.
+	done []func([]ClientInfo, error)
 }
 
 // census goes through the subscribers of one loop, from the last to the first:
@@ -93,7 +127,18 @@ type census struct {
 
 // Run implements session.Task. Runs on the loop of the list.
 func (c *census) Run() (more bool) {
+	sound := false
+	defer func() {
+		// Behind a panic as well: who asks waits for it.
+		if !sound {
+			c.g.failed.Store(true)
+		}
+		if !more {
+			c.g.add(c.part, c.out)
+		}
+	}()
 	if c.cursor < 0 {
+		c.t.begun(c.l.topic, c.g)
 		c.cursor = len(c.l.subs)
 		c.out = make([]ClientInfo, 0, c.cursor)
 	}
@@ -104,16 +149,24 @@ func (c *census) Run() (more bool) {
 			c.out = append(c.out, c.t.clientInfo(s, k))
 		}
 	}
-	if c.cursor > 0 {
-		return true
+	sound = true
+	return c.cursor > 0
+}
+
+// add takes the part of one loop; the last one brings the answer.
+func (g *gathering) add(part int, out []ClientInfo) {
+	g.parts[part] = out
+	if g.left.Add(-1) > 0 {
+		return
 	}
-	c.g.parts[c.part] = c.out
-	if c.g.left.Add(-1) == 0 {
-		all := c.g.parts[0]
-		for _, p := range c.g.parts[1:] {
-			all = append(all, p...)
+	if g.failed.Load() {
+		for _, done := range g.done {
+			done(nil, errCensus)
 		}
-		c.g.done(all, nil)
+		return
 	}
-	return false
+	all := slices.Concat(g.parts...)
+	for _, done := range g.done {
+		done(all, nil)
+	}
 }

@@ -165,3 +165,36 @@ func TestCensusSlices(t *testing.T) {
 		}
 	}
 }
+
+// Whoever asks before a census has begun gets its answer; who asks later, that of
+// another.
+func TestPresenceIsShared(t *testing.T) {
+	topics := newTopics(t, Options{})
+	l := newFakeLoop(t, 0)
+	for range 3 {
+		mustSubscribe(t, topics, newFakePeer(topics, l, session.EncodingJSON), "a")
+	}
+	var answers []int
+	ask := func() {
+		topics.Presence("a", func(all []ClientInfo, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			answers = append(answers, len(all))
+		})
+	}
+	for range 100 {
+		ask()
+	}
+	if n := len(l.inbox); n != 1 {
+		t.Errorf("%d posts for 100 who ask", n)
+	}
+	l.drain()
+	mustSubscribe(t, topics, newFakePeer(topics, l, session.EncodingJSON), "a")
+	ask()
+	l.drain()
+	if len(answers) != 101 || answers[0] != 3 || answers[99] != 3 || answers[100] != 4 {
+		t.Errorf("%v", answers)
+	}
+	checkQuiet(t, topics, l)
+}

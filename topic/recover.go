@@ -120,6 +120,7 @@ func (w *recovering) finish(s *session.Session) {
 	k.offset, k.epoch = w.top.Offset, w.top.Epoch
 	if n := len(r.Publications); n > 0 && k.is(trackDelta) {
 		k.base = r.Publications[n-1]
+		t.lastIs(w.name, k.base)
 	}
 	w.done(s, r, nil)
 }

@@ -1,12 +1,18 @@
 package topic
 
-// results remembers what publications with an idempotency key were answered. It
-// is bounded: the oldest goes first. It stands under its shard's lock.
+import (
+	"math"
+	"sync/atomic"
+)
+
+// results remembers what publications with an idempotency key were answered. All
+// shards together are bounded (Memory.shedResults). It stands under its shard's
+// lock.
 type results struct {
 	byKey map[resultKey]result
 	order []resultKey // by age, from first on
 	first int
-	bytes int
+	all   *atomic.Int64 // bytes of all shards
 }
 
 type resultKey struct{ topic, key string }
@@ -29,7 +35,7 @@ func (r *results) find(topic, key string, now int64) (Position, bool) {
 }
 
 // keep remembers an answer.
-func (r *results) keep(topic, key string, v result, most int) {
+func (r *results) keep(topic, key string, v result) {
 	if r.byKey == nil {
 		r.byKey = make(map[resultKey]result)
 	}
@@ -37,12 +43,17 @@ func (r *results) keep(topic, key string, v result, most int) {
 	if _, there := r.byKey[k]; !there {
 		// One that is over and comes again keeps its place: it goes early, not late.
 		r.order = append(r.order, k)
-		r.bytes += k.size()
+		r.all.Add(int64(k.size()))
 	}
 	r.byKey[k] = v
-	for r.bytes > most && r.first < len(r.order)-1 {
-		r.drop()
+}
+
+// oldest is when the head of the row ends.
+func (r *results) oldest() int64 {
+	if r.first == len(r.order) {
+		return math.MaxInt64
 	}
+	return r.byKey[r.order[r.first]].ends
 }
 
 // expire drops what is over at the head of the row.
@@ -51,7 +62,7 @@ func (r *results) expire(now int64) {
 		r.drop()
 	}
 	if r.first == len(r.order) {
-		*r = results{}
+		*r = results{all: r.all}
 	}
 }
 
@@ -59,7 +70,7 @@ func (r *results) drop() {
 	k := r.order[r.first]
 	r.order[r.first] = resultKey{}
 	r.first++
-	r.bytes -= k.size()
+	r.all.Add(-int64(k.size()))
 	delete(r.byKey, k)
 	if r.first > 64 && r.first > len(r.order)/2 {
 		r.order, r.first = append([]resultKey(nil), r.order[r.first:]...), 0

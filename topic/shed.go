@@ -97,3 +97,22 @@ func (m *Memory) shedKept(sh *memoryShard, until int64) {
 		}
 	}
 }
+
+// shedResults forgets the answers that end first, of whatever shard, where all of
+// them have become too much.
+func (m *Memory) shedResults() {
+	for m.results.Load() > int64(m.o.ResultBytes) {
+		sh, until := m.firstDue(headResults)
+		if sh == nil {
+			return
+		}
+		sh.mu.Lock()
+		for range shedSlice {
+			if r := &sh.results; m.results.Load() <= int64(m.o.ResultBytes) || r.oldest() > until || r.first == len(r.order) {
+				break
+			}
+			sh.results.drop()
+		}
+		sh.unlock()
+	}
+}

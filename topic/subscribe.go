@@ -170,7 +170,7 @@ func (t *Topics) Subscribe(s *session.Session, name string, o SubscribeOptions) 
 		m = &member{}
 		s.Topics = m
 	}
-	l := t.localFor(ns, name, s.Loop(), o.Position)
+	l := t.localFor(ns, name, s.Loop(), &o)
 	sub := subscription{list: l, index: uint32(len(l.subs)), joined: l.joins, track: o.tracking()}
 	if o.Server {
 		sub.joined |= byServer
@@ -292,6 +292,9 @@ func (t *Topics) remove(s *session.Session, sub subscription) {
 		if k.is(trackJoined) {
 			defer t.tell(l.topic, News{Left: true, Client: t.clientInfo(s, k)})
 		}
+	}
+	if sub.track != nil && sub.track.is(trackDelta) {
+		t.dropDelta(l.topic)
 	}
 	t.subscriptions.Add(-1)
 	left := l.count.Add(-1)

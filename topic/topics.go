@@ -118,13 +118,16 @@ type Topic struct {
 // rare is what only some topics have; all of it stands under the shard's lock.
 type rare struct {
 	more []*local // lists of further loops
-	// ns is the topic's namespace, where it has deltas or a subscriber with a
-	// position, which positioned says.
+	// ns is the topic's namespace, where it has a subscriber with a position, which
+	// positioned says.
 	ns         *Namespace
 	positioned bool
-	// last is the publication delivered before, where the namespace has deltas.
-	last *Publication
-	news *news // of who comes and goes; nil while nothing is
+	// last is the publication delivered before, while there are subscribers that have
+	// agreed on deltas, and it is none that no delta is made of.
+	last   *Publication
+	deltas int        // these subscribers
+	asked  *gathering // who wants to know who is there, and is not answered; or nil
+	news   *news      // of who comes and goes; nil while nothing is
 }
 
 // needLocked is the rare part of a topic that needs it.
@@ -145,7 +148,7 @@ func (tp *Topic) moreLocked() []*local {
 
 // deltaLocked tells whether subscribers may have agreed on deltas.
 func (tp *Topic) deltaLocked() bool {
-	return tp.rare != nil && tp.rare.ns != nil && len(tp.rare.ns.AllowedDeltaTypes) > 0
+	return tp.rare != nil && tp.rare.deltas > 0
 }
 
 // New makes the table and starts the broker.
@@ -311,7 +314,9 @@ func (t *Topics) Deliver(name string, d Delivery) error {
 	}
 	t.publications.Add(1)
 	if tp.deltaLocked() {
-		tp.rare.last = d.Publication
+		if tp.rare.last = d.Publication; len(d.Publication.Data) > deltaMost {
+			tp.rare.last = nil
+		}
 	}
 	for l := range tp.activeLocked() {
 		l.postLocked(dv)
@@ -367,7 +372,7 @@ func (tp *Topic) reserveLocked(n int) bool {
 
 // localFor finds or makes the list of a loop and counts a join: what is
 // delivered from here on is for the subscriber to be.
-func (t *Topics) localFor(ns *Namespace, name string, loop session.Loop, positioned bool) *local {
+func (t *Topics) localFor(ns *Namespace, name string, loop session.Loop, o *SubscribeOptions) *local {
 	sh := t.shard(name)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -379,10 +384,13 @@ func (t *Topics) localFor(ns *Namespace, name string, loop session.Loop, positio
 		sh.most = max(sh.most, len(sh.topics))
 		t.broker.Subscribe(tp.name, func(error) {})
 	}
-	if positioned || len(ns.AllowedDeltaTypes) > 0 {
+	if o.Position || o.Delta {
 		r := tp.needLocked()
-		r.positioned = r.positioned || positioned
-		if r.ns == nil { // once: its subscribers' loops read it without the lock
+		if o.Delta {
+			r.deltas++
+		}
+		r.positioned = r.positioned || o.Position
+		if o.Position && r.ns == nil { // once: its subscribers' loops read it without the lock
 			r.ns = ns
 		}
 	}
