@@ -338,6 +338,9 @@ func TestEventStreamAnswers(t *testing.T) {
 		for _, kept := range []bool{false, true} {
 			name := tt.name
 			if kept {
+				if strings.HasSuffix(tt.lines[0], "1.0") || tt.name == "no Host" {
+					continue // net/http keeps no connection of these, or answers for itself
+				}
 				// The connection is with net/http already.
 				name += ", second on its connection"
 			}
@@ -348,9 +351,6 @@ func TestEventStreamAnswers(t *testing.T) {
 				}
 				t.Cleanup(func() { c.Reset() })
 				if kept {
-					if strings.HasSuffix(tt.lines[0], "1.0") || tt.name == "no Host" {
-						t.SkipNow()
-					}
 					if err := c.Send([]byte(testkit.HeadOf("GET /nowhere HTTP/1.1", host))); err != nil {
 						t.Fatal(err)
 					}
