@@ -478,6 +478,7 @@ func FuzzClaims(f *testing.F) {
 	f.Add(`{"sub":"a","exp":1.5,"channels":["x"],"subs":{"a":{"data":1}},"info":[{}]}`)
 	f.Add(`{"a":"\\\"}","sub":"b","meta":{"x":"{"},"aud":["p"]}`)
 	f.Add(` { "\u0073ub" : "\ud83d\ude00" , "expire_at" : 0 } `)
+	f.Add(`{"subs":{"a":{"override":{"presence":{"value":true},"recover":{"value":false},"position":null}}}}`)
 	f.Fuzz(func(t *testing.T, payload string) {
 		var fl fields
 		if !validJSON([]byte(payload)) || fl.decode([]byte(payload)) != nil {

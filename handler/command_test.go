@@ -155,7 +155,7 @@ func TestRepliesCostNothing(t *testing.T) {
 		w := wish{id: 6, name: "a", ns: ns, request: &pb.SubscribeRequest{}}
 		if n := testing.AllocsPerRun(100, func() {
 			pub.answer(&p.s)
-			r.c.subscribed(&p.s, w)
+			r.c.subscribed(&p.s, &w)
 			r.topics.Unsubscribe(&p.s, "a")
 			run.reply(&p.s, data, nil)
 		}); n > 8 { // the subscription's own: topic, member, lists
@@ -238,6 +238,11 @@ func FuzzMessage(f *testing.F) {
 		`{"id":4,"rpc":{"method":"echo","data":1}}` + "\n" + `{"id":5,"unsubscribe":{"channel":"a"}}`,
 		`{"send":{"data":1}}`, `{"id":6,"refresh":{"token":"ann"}}`, `{"id":7,"sub_refresh":{"channel":"a","token":"x"}}`,
 		`{"id":8,"history":{"channel":"a"}}`,
+		`{"id":1,"connect":{"token":"ann","subs":{"force:a":{"recover":true,"offset":1,"epoch":"x"}}}}`,
+		`{"id":2,"subscribe":{"channel":"reader:a","recover":true,"offset":1,"flag":2,"delta":"fossil","join_leave":true,"positioned":true}}` + "\n" +
+			`{"id":3,"history":{"channel":"reader:a","limit":-1,"reverse":true,"since":{"offset":3}}}` + "\n" +
+			`{"id":4,"presence":{"channel":"reader:a"}}` + "\n" + `{"id":5,"presence_stats":{"channel":"reader:a"}}`,
+		`{"id":2,"subscribe":{"channel":"auto:a"}}` + "\n" + `{"id":3,"unsubscribe":{"channel":"auto:a"}}`,
 	}
 	for _, e := range []session.Encoding{session.EncodingJSON, session.EncodingProtobuf} {
 		p := &fakePeer{t: f}
@@ -248,8 +253,13 @@ func FuzzMessage(f *testing.F) {
 	}
 	f.Add([]byte("{\"id\":1,\"connect\":{}}\n\n{}"), false, false)
 	f.Fuzz(func(t *testing.T, msg []byte, protobuf, connected bool) {
-		r := newRig(t, func(o *rigOptions) { o.Options.Require = RequireNone })
+		r := newRig(t, func(o *rigOptions) { o.Options.Require = RequireNone }, recoveryNamespaces)
 		r.c.RegisterExamples()
+		for _, name := range []string{"force:a", "reader:a", "auto:a"} {
+			for range 3 {
+				r.publish(name, "[1]")
+			}
+		}
 		e := session.EncodingJSON
 		if protobuf {
 			e = session.EncodingProtobuf

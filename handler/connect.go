@@ -153,12 +153,12 @@ func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, 
 		c.opts.Registry.Identify(s, user)
 	}
 	if len(wishes) == 0 {
-		c.admitted(s, id, expires, nil)
+		c.admitted(s, id, expires, now, nil)
 		return
 	}
 	c.pause(s, func(done func(*session.Session)) { g.begin(s, wishes, done) }, func(s *session.Session) {
 		if g.err == nil {
-			c.admitted(s, id, expires, g)
+			c.admitted(s, id, expires, c.now(), g)
 			return
 		}
 		c.topics.Leave(s)
@@ -181,7 +181,7 @@ func (c *Commands) notAdmitted(s *session.Session, id uint32, err error) {
 
 // admitted answers the connect command of a session that has all its
 // subscriptions; g is nil where there are none.
-func (c *Commands) admitted(s *session.Session, id uint32, expires int64, g *group) {
+func (c *Commands) admitted(s *session.Session, id uint32, expires, now int64, g *group) {
 	s.State = session.StateConnected
 	result := pb.ConnectResult{Client: c.clientID(s), Version: c.opts.Version}
 	if g != nil {
@@ -199,7 +199,7 @@ func (c *Commands) admitted(s *session.Session, id uint32, expires int64, g *gro
 	}
 	if expires != 0 {
 		result.Expires = true
-		result.Ttl = ttl(expires, c.now())
+		result.Ttl = ttl(expires, now)
 	}
 	c.setExpiry(s, expires)
 	c.reply(s, &protocol.Reply{Id: id, Connect: &result})

@@ -172,6 +172,18 @@ func TestDeltaOfCutCharacters(t *testing.T) {
 		if c.patches != want {
 			t.Errorf("%d patches, want %d", c.patches, want)
 		}
+		// And what is recovered.
+		back := r.user(e, "eve")
+		d := &deltaClient{t: t, json: c.json}
+		back.send(`{"id":2,"subscribe":{"channel":"delta:a","delta":"fossil","recover":true}}`)
+		for i, pub := range back.replies()[0].Subscribe.Publications {
+			if got := d.take(pub); got != []string{a, b}[i%2] {
+				t.Errorf("recovered %q", got)
+			}
+		}
+		if d.patches != want {
+			t.Errorf("%d patches recovered, want %d", d.patches, want)
+		}
 	})
 }
 

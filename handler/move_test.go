@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"perch/auth"
@@ -42,7 +43,7 @@ func (r *rig) adopt(e session.Encoding, state []byte) *fakePeer {
 }
 
 func TestMove(t *testing.T) {
-	both(t, func(t *testing.T, e session.Encoding) {
+	bothInBubbles(t, func(t *testing.T, e session.Encoding) {
 		r := newRig(t, moveNamespaces, func(o *rigOptions) { o.Topics.JoinLeaveInterval = time.Millisecond })
 		r.verifier.claims["t"] = &auth.Claims{Subject: "ann", ExpiresAt: epoch + 600, Family: "f", ID: "j", Info: []byte(`{"c":1}`), Meta: []byte(`{}`), Channels: []string{"force:s"}}
 		r.verifier.subs["sub"] = &auth.SubscriptionClaims{Topic: "news:a", Subject: "ann", ExpiresAt: epoch + 60, Info: []byte(`{"s":1}`), Override: auth.Override{Presence: new(false)}}
@@ -191,6 +192,34 @@ func TestMoveThatLoses(t *testing.T) {
 	})
 }
 
+// What JSON can't carry is no base for what follows a move either.
+func TestMovePastWhatIsNoJSON(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		r := newRig(t, moveNamespaces)
+		c := &deltaClient{t: t, json: e == session.EncodingJSON}
+		r.user(session.EncodingProtobuf, "there").send(`{"id":2,"subscribe":{"channel":"delta:a"}}`)
+		p := r.user(e, "ann")
+		p.send(`{"id":2,"subscribe":{"channel":"delta:a","delta":"fossil"}}`)
+		p.replies()
+		r.publish("delta:a", long(1))
+		c.hears(p, long(1))
+		state := p.export()
+		bin := "\xff" + long(0)
+		r.publish("delta:a", long(2))
+		r.publish("delta:a", bin)
+		q := r.adopt(e, state)
+		if c.json {
+			c.hears(q, long(2))
+		} else {
+			c.hears(q, long(2), bin)
+		}
+		for i := range 2 {
+			r.publish("delta:a", long(3+i))
+			c.hears(q, long(3+i))
+		}
+	})
+}
+
 // What the broker has still to answer holds a session where it is, and an
 // answer that comes later reaches the session that was taken over.
 func TestMoveAsync(t *testing.T) {
@@ -230,6 +259,10 @@ func TestMoveAsync(t *testing.T) {
 
 // To the others a session that moves was never gone.
 func TestMoveIsNoNews(t *testing.T) {
+	synctest.Test(t, testMoveIsNoNews)
+}
+
+func testMoveIsNoNews(t *testing.T) {
 	r := newRig(t, moveNamespaces, func(o *rigOptions) { o.Topics.JoinLeaveInterval = time.Millisecond })
 	other := r.user(session.EncodingJSON, "bob")
 	other.send(`{"id":2,"subscribe":{"channel":"news:a"}}`)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"perch/auth"
@@ -23,13 +24,26 @@ func newsRig(t testing.TB) *rig {
 	return newRig(t, newsNamespaces, func(o *rigOptions) { o.Topics.JoinLeaveInterval = time.Millisecond })
 }
 
-// quiescent lets all news that wait go out.
+// quiescent lets all news that wait go out. It is for synctest's clock: by another
+// one a timer may be late.
 func (r *rig) quiescent() {
 	for range 3 {
 		r.loop.turn()
 		time.Sleep(3 * time.Millisecond)
+		synctest.Wait()
 	}
 	r.loop.turn()
+}
+
+// inBubble is a subtest with synctest's clock.
+func inBubble(t *testing.T, name string, f func(*testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+func bothInBubbles(t *testing.T, f func(t *testing.T, e session.Encoding)) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		synctest.Test(t, func(t *testing.T) { f(t, e) })
+	})
 }
 
 func TestJoinAndLeave(t *testing.T) {
@@ -53,7 +67,7 @@ func TestJoinAndLeave(t *testing.T) {
 			{name: "override in a quiet namespace", topic: "quiet:a", override: auth.Override{ForcePushJoinLeave: new(true)},
 				others: auth.Override{JoinLeave: new(true)}, hears: true},
 		} {
-			t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, tt.name, func(t *testing.T) {
 				r := newsRig(t)
 				r.verifier.claims["info"] = &auth.Claims{Subject: "bob", Info: []byte(`{"c":1}`)}
 				r.verifier.subs["one"] = &auth.SubscriptionClaims{Topic: tt.topic, Subject: "ann", Override: tt.override}
@@ -98,6 +112,10 @@ func TestJoinAndLeave(t *testing.T) {
 
 // Nobody is told of a subscription before its own client is.
 func TestJoinComesAfterTheAnswer(t *testing.T) {
+	synctest.Test(t, testJoinComesAfterTheAnswer)
+}
+
+func testJoinComesAfterTheAnswer(t *testing.T) {
 	r := newsRig(t)
 	r.verifier.claims["t"] = &auth.Claims{Subject: "bob", Channels: []string{"kept:a", "forced:a"}}
 	p := r.user(session.EncodingJSON, "ann")
@@ -134,7 +152,7 @@ func TestJoinComesAfterTheAnswer(t *testing.T) {
 // Many come at once: their news leave together, in one message that each format
 // can take apart, and each is told of once.
 func TestJoinsOfManyTogether(t *testing.T) {
-	both(t, func(t *testing.T, e session.Encoding) {
+	bothInBubbles(t, func(t *testing.T, e session.Encoding) {
 		r := newRig(t, newsNamespaces, func(o *rigOptions) { o.Topics.JoinLeaveInterval = 50 * time.Millisecond })
 		p := r.user(e, "ann")
 		p.send(`{"id":2,"subscribe":{"channel":"forced:a"}}`)

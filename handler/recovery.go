@@ -69,7 +69,8 @@ func (c *Commands) options(s *session.Session, w *wish) topic.SubscribeOptions {
 		Told: or(w.override.JoinLeave, w.ns.JoinLeave),
 		News: or(w.override.ForcePushJoinLeave, w.ns.ForcePushJoinLeave) ||
 			w.request.JoinLeave && w.ns.JoinLeave && c.mayPresence(s, w.ns, w.name, true),
-		Hidden: w.ns.Presence && !or(w.override.Presence, true),
+		Hidden:    w.ns.Presence && !or(w.override.Presence, true),
+		Namespace: w.ns,
 	}
 }
 

@@ -102,7 +102,7 @@ func (c *Commands) subscribe(s *session.Session, cmd *protocol.Command) {
 			c.fail(s, id, protocol.ErrPermissionDenied)
 			return
 		}
-		c.subscribed(s, w)
+		c.subscribed(s, &w)
 	case c.opts.Verifier.Cheap(token):
 		claims, err := c.opts.Verifier.Subscription(token)
 		c.subscribeVerified(s, w, claims, err)
@@ -135,24 +135,26 @@ func (c *Commands) subscribeVerified(s *session.Session, w wish, claims *auth.Su
 		return
 	}
 	w.expires, w.info, w.override = claims.ExpiresAt, claims.Info, claims.Override
-	c.subscribed(s, w)
+	c.subscribed(s, &w)
 }
 
 // subscribed does what has been allowed and answers.
-func (c *Commands) subscribed(s *session.Session, w wish) {
+func (c *Commands) subscribed(s *session.Session, w *wish) {
 	if w.expires != 0 && w.expires <= c.now() {
 		c.fail(s, w.id, protocol.ErrTokenExpired)
 		return
 	}
-	o, err := c.enter(s, &w)
+	o, err := c.enter(s, w)
 	switch {
 	case err != nil:
 		c.fail(s, w.id, c.subscribeError(s, err))
 	case o.Position:
-		c.subscribedFrom(s, w, o)
+		c.subscribedFrom(s, *w, o)
 	default:
 		c.subscription(s, w.id, w.name, w.expires, &pb.SubscribeResult{Delta: o.Delta})
-		c.topics.Join(s, w.name)
+		if o.Told {
+			c.topics.Join(s, w.name)
+		}
 	}
 }
 

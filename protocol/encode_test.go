@@ -236,6 +236,9 @@ func TestPushesFrame(t *testing.T) {
 			if len(got) != n {
 				t.Fatalf("%d of %d pushes", len(got), n)
 			}
+			if lines := bytes.Count(payload, []byte{'\n'}); e == JSON && lines != n-1 {
+				t.Errorf("%d line ends between %d pushes", lines, n)
+			}
 			for i, r := range got {
 				if r.Id != 0 || r.Push.Channel != "a" || r.Push.Join.Info.Client != pushes[i].Join.Info.Client {
 					t.Fatalf("push %d: %v", i, r)

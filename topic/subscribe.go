@@ -124,10 +124,16 @@ type SubscribeOptions struct {
 	Hidden bool
 	// Info is JSON about the subscriber, shown to others; nobody changes it.
 	Info []byte
+	// Namespace is that of the topic's name, where it is known already; nil: it is
+	// looked up.
+	Namespace *Namespace
 }
 
 // tracking is nil where there is nothing to track, as with most.
 func (o *SubscribeOptions) tracking() *tracking {
+	if !(o.Position || o.Delta || o.News || o.Told || o.Hidden) && o.Info == nil {
+		return nil
+	}
 	var flags trackFlags
 	for _, f := range [...]struct {
 		on   bool
@@ -137,9 +143,6 @@ func (o *SubscribeOptions) tracking() *tracking {
 		if f.on {
 			flags |= f.flag
 		}
-	}
-	if flags == 0 && o.Info == nil {
-		return nil
 	}
 	k := &tracking{info: o.Info, flags: flags}
 	if o.Position {
@@ -155,9 +158,12 @@ func (t *Topics) Subscribe(s *session.Session, name string, o SubscribeOptions) 
 	if s.Closed() {
 		return ErrNotAvailable
 	}
-	ns, err := t.Namespace(name)
-	if err != nil {
-		return err
+	ns := o.Namespace
+	if ns == nil {
+		var err error
+		if ns, err = t.Namespace(name); err != nil {
+			return err
+		}
 	}
 	m := memberOf(s)
 	if m.find(name) != nil {
