@@ -543,14 +543,8 @@ func (r *rig) close() {
 	if err := r.topics.Close(); err != nil {
 		r.t.Error(err)
 	}
-	for range 400 { // contexts that end tell of it on goroutines of their own
-		if r.loop.inUse() == 0 {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-		r.loop.turn()
-	}
-	r.t.Errorf("%d bytes of the inbox stay taken at the end", r.loop.inUse())
+	// Contexts that end tell of it on goroutines of their own.
+	r.loop.until(r.t, "the inbox's room at the end", func() bool { return r.loop.inUse() == 0 })
 }
 
 // open is a new peer; identity is what the handshake found.

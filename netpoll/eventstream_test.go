@@ -342,21 +342,17 @@ func TestEventStreamConnectTimeout(t *testing.T) {
 
 // The session's end in time is the handler's, as for a WebSocket.
 func TestEventStreamExpiry(t *testing.T) {
-	r := eventsRig(t, nil)
-	r.handler.expire = func(s *session.Session) { s.Close(session.ReasonExpired) }
-	p := r.streamed()
-	r.post(func() { p.sess().SetExpiry(time.Now().Unix() - 1) })
-	for range 50 {
-		time.Sleep(tick / 10)
-		r.tick()
-		if got := string(p.take()); got != "" {
-			if got != string(lastEvent(3005, "connection expired")) {
-				t.Errorf("read %q", got)
-			}
-			return
+	synctest.Test(t, func(t *testing.T) {
+		r := eventsRig(t, nil)
+		r.handler.expire = func(s *session.Session) { s.Close(session.ReasonExpired) }
+		p := r.streamed()
+		r.post(func() { p.sess().SetExpiry(time.Now().Unix() - 1) })
+		var got []byte
+		r.until(func() bool { return p.eof }, func() { got = append(got, p.take()...) })
+		if string(got) != string(lastEvent(3005, "connection expired")) {
+			t.Errorf("read %q", got)
 		}
-	}
-	t.Error("it does not end")
+	})
 }
 
 // Peers that come together are told to come back apart.

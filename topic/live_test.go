@@ -171,7 +171,8 @@ func TestRecoverConcurrently(t *testing.T) {
 		},
 	})
 	stop := make(chan struct{})
-	var serving, working, answering sync.WaitGroup
+	var serving, working, answering, recovering sync.WaitGroup
+	recovering.Add(nLoops * nPeers)
 	var peers []*fakePeer
 	for i := range nLoops {
 		l := newFakeLoop(t, i)
@@ -183,6 +184,7 @@ func TestRecoverConcurrently(t *testing.T) {
 					t.Error(err)
 				}
 				topics.Recover(&p.s, "a", since(0)(""), func(s *session.Session, got Recovered, err error) {
+					defer recovering.Done()
 					if err != nil || !got.OK {
 						t.Errorf("recovered %v, %v", got.OK, err)
 					}
@@ -219,9 +221,7 @@ func TestRecoverConcurrently(t *testing.T) {
 		})
 	}
 	working.Wait()
-	for c := topics.Counts(); c.Recoveries+c.Unrecovered < nLoops*nPeers; c = topics.Counts() {
-		time.Sleep(time.Millisecond)
-	}
+	recovering.Wait()
 	close(answered)
 	answering.Wait()
 	close(stop)
