@@ -4,3 +4,6 @@ import "perch/topic"
 
 // SetBroker lets tests take the place of the in-memory broker.
 func SetBroker(o *Options, make func(topic.MemoryOptions) topic.Broker) { o.broker = make }
+
+// SetUsed lets tests say what memory the process takes.
+func SetUsed(o *Options, used func() int64) { o.used = used }

@@ -32,6 +32,8 @@ type Options struct {
 	SSE       SSEOptions       `koanf:"sse"`
 	Heartbeat HeartbeatOptions `koanf:"heartbeat"`
 	Limits    LimitOptions     `koanf:"limits"`
+	Proxy     ProxyOptions     `koanf:"proxy"`
+	Memory    MemoryOptions    `koanf:"memory"`
 	Pool      PoolOptions      `koanf:"pool"`
 	Drain     DrainOptions     `koanf:"drain"`
 
@@ -41,6 +43,9 @@ type Options struct {
 	// broker, where set, makes the one that takes the place of the in-memory
 	// broker: tests put delays and faults into it.
 	broker func(topic.MemoryOptions) topic.Broker
+	// used, where set, takes the place of what the process takes: tests run short of
+	// memory without doing so.
+	used func() int64
 }
 
 // LogOptions say what is logged, and how.
@@ -161,17 +166,49 @@ type LimitOptions struct {
 	// AcceptSilent accepts connections before they say anything; else the kernel
 	// keeps them until then, or for about a second.
 	AcceptSilent bool `koanf:"accept_silent"`
-	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64 (429 for
-	// the next), ConnectionRate those that come in a second (503). 0: no bound.
-	ConnectionsPerAddress int           `koanf:"connections_per_address"`
-	ConnectionRate        int           `koanf:"connection_rate"`
-	HTTPConnections       int           `koanf:"http_connections"`
-	HandshakeTimeout      time.Duration `koanf:"handshake_timeout"`
-	ConnectTimeout        time.Duration `koanf:"connect_timeout"`
+	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64,
+	// ConnectionsPerSubnet those of an IPv4 /24 or IPv6 /48; the rates bound how many
+	// come in a second. The next ones get a 429. 0: no bound.
+	ConnectionsPerAddress    int `koanf:"connections_per_address"`
+	ConnectionsPerSubnet     int `koanf:"connections_per_subnet"`
+	ConnectionRatePerAddress int `koanf:"connection_rate_per_address"`
+	ConnectionRatePerSubnet  int `koanf:"connection_rate_per_subnet"`
+	// ConnectionRate bounds how many come in a second from everywhere, 0: no bound.
+	// The next ones wait, ConnectionWait at the most, or get a 503.
+	ConnectionRate  int           `koanf:"connection_rate"`
+	ConnectionWait  time.Duration `koanf:"connection_wait"`
+	HTTPConnections int           `koanf:"http_connections"`
+	// SessionsPerUser bounds the sessions of a user: the next ones are closed with
+	// 3504. 0: no bound.
+	SessionsPerUser int `koanf:"sessions_per_user"`
+	// MessageRate bounds the frames that a session sends in a second, CommandRate
+	// its commands, each with a burst of as many. 0: no bound.
+	MessageRate int `koanf:"message_rate"`
+	CommandRate int `koanf:"command_rate"`
+	// MessageTimeout is the time from the first byte of a message to its last.
+	MessageTimeout   time.Duration `koanf:"message_timeout"`
+	HandshakeTimeout time.Duration `koanf:"handshake_timeout"`
+	ConnectTimeout   time.Duration `koanf:"connect_timeout"`
 	// PendingBytes is the most that waits for a peer before it is closed as slow.
 	PendingBytes int `koanf:"pending_bytes" unit:"bytes"`
 	// InboxBytes bounds the work that waits for one loop.
 	InboxBytes int `koanf:"inbox_bytes" unit:"bytes"`
+}
+
+// ProxyOptions say which proxies are believed.
+type ProxyOptions struct {
+	// Trusted are networks (10.0.0.0/8) or addresses of proxies. What they put into
+	// X-Forwarded-For is believed, and of nobody else.
+	Trusted []string `koanf:"trusted"`
+	// Protocol: their connections begin with a PROXY header, version 1 or 2.
+	Protocol bool `koanf:"protocol"`
+}
+
+// MemoryOptions bound the process.
+type MemoryOptions struct {
+	// Budget is what it may take, its sockets in the kernel included, in bytes; 0:
+	// the limit of its cgroup, or else the memory of the machine.
+	Budget int `koanf:"budget" unit:"bytes"`
 }
 
 // PoolOptions are of the workers that do what may block.
@@ -209,7 +246,7 @@ func DefaultOptions() Options {
 		Heartbeat: HeartbeatOptions{Interval: 25 * time.Second, Timeout: 8 * time.Second, Misses: 1},
 		Limits: LimitOptions{
 			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second,
-			PendingBytes: 1 << 20, InboxBytes: 64 << 20,
+			ConnectionWait: time.Second, MessageTimeout: time.Minute, PendingBytes: 1 << 20, InboxBytes: 64 << 20,
 		},
 		Pool:  PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10},
 		Drain: DrainOptions{Budget: 10 * time.Second},

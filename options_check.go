@@ -51,6 +51,7 @@ func (o Options) Check() []error {
 	c.topics(&o)
 	c.paths(&o)
 	c.webSocket(&o.WebSocket)
+	c.proxy(&o.Proxy)
 	c.numbers(&o)
 	return c.errs
 }
@@ -377,6 +378,43 @@ func originPattern(p string) bool {
 		printableASCII(p)
 }
 
+func (c *checker) proxy(p *ProxyOptions) {
+	for i, n := range p.Trusted {
+		if _, err := parseNetwork(n); err != nil {
+			c.fail(fmt.Sprintf("proxy.trusted[%d]", i), "%q must be a network or an address, such as 10.0.0.0/8 or 2001:db8::7", n)
+		}
+	}
+	if p.Protocol && len(p.Trusted) == 0 {
+		c.fail("proxy.protocol", "needs proxy.trusted: the networks of the proxies that send it")
+	}
+}
+
+// parseNetwork reads a network, or an address as one of its own.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		a = a.Unmap()
+		return a.WithZone("").Prefix(a.BitLen())
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, err
+	}
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), nil
+}
+
+// networks are the proxies that are believed.
+func (p *ProxyOptions) networks() (out []netip.Prefix) {
+	for _, s := range p.Trusted {
+		if n, err := parseNetwork(s); err == nil { // Check has seen it
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 func (c *checker) numbers(o *Options) {
 	h := &o.Heartbeat
 	c.duration("heartbeat.interval", h.Interval, 10*time.Millisecond, time.Hour)
@@ -389,12 +427,24 @@ func (c *checker) numbers(o *Options) {
 	l := &o.Limits
 	c.count("limits.connections", l.Connections, 0, 1<<30)
 	c.count("limits.connections_per_address", l.ConnectionsPerAddress, 0, 1<<30)
+	c.count("limits.connections_per_subnet", l.ConnectionsPerSubnet, 0, 1<<30)
+	c.count("limits.connection_rate_per_address", l.ConnectionRatePerAddress, 0, 1<<30)
+	c.count("limits.connection_rate_per_subnet", l.ConnectionRatePerSubnet, 0, 1<<30)
 	c.count("limits.connection_rate", l.ConnectionRate, 0, 1<<30)
+	c.duration("limits.connection_wait", l.ConnectionWait, time.Millisecond, time.Minute)
+	c.count("limits.sessions_per_user", l.SessionsPerUser, 0, 1<<30)
+	c.count("limits.message_rate", l.MessageRate, 0, 1<<30)
+	c.count("limits.command_rate", l.CommandRate, 0, 1<<30)
+	c.duration("limits.message_timeout", l.MessageTimeout, 10*time.Millisecond, time.Hour)
 	c.count("limits.http_connections", l.HTTPConnections, 1, 1<<20)
 	c.duration("limits.handshake_timeout", l.HandshakeTimeout, 10*time.Millisecond, time.Hour)
 	c.duration("limits.connect_timeout", l.ConnectTimeout, 10*time.Millisecond, time.Hour)
 	c.count("limits.pending_bytes", l.PendingBytes, 1<<10, 1<<30)
 	c.count("limits.inbox_bytes", l.InboxBytes, 1<<10, 1<<30)
+
+	if o.Memory.Budget != 0 {
+		c.count("memory.budget", o.Memory.Budget, memoryLeast, 1<<50)
+	}
 
 	p := &o.Pool
 	c.count("pool.workers", p.Workers, 1, 1<<16)

@@ -45,6 +45,8 @@ type Server struct {
 	opts     Options
 	log      *slog.Logger
 	capacity capacity
+	loops    int
+	memory   *budget // nil: nothing bounds it
 	node     session.Node
 	started  time.Time
 
@@ -93,7 +95,7 @@ func New(opts Options) (*Server, error) {
 			s.release()
 		}
 	}()
-	for _, step := range []func() error{s.takePorts, s.wireAuth, s.wireCore, s.wireNet, s.wireHTTP} {
+	for _, step := range []func() error{s.takePorts, s.wireAuth, s.wireCore, s.wireNet, s.wireMemory, s.wireHTTP} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -173,6 +175,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer background.Wait()
 	defer end()
 	background.Go(func() { settle(life, s.net.Open) })
+	if s.memory != nil {
+		background.Go(func() { s.memory.run(life) })
+	}
 
 	failed := make(chan error, 3)
 	loops := make(chan error, 1)

@@ -66,10 +66,14 @@ func (s *Server) snapshot() stats.Snapshot {
 			Limit: int64(s.opts.Topics.HistoryBytes), Recovered: map[string]uint64{"yes": t.Recoveries, "no": t.Unrecovered},
 			Lost: t.Losses, NewsDropped: t.NewsDropped,
 		},
+		Memory: s.memoryLayers(), MemoryRefusing: s.memory != nil && s.memory.refusing.Load(),
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
-		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
+	}
+	if s.memory != nil {
+		out.MemoryUsed, out.MemoryBudget = s.memory.last.Load(), s.memory.limit
 	}
 	for _, l := range n.Loops {
 		out.Loops = append(out.Loops, stats.Loop{

@@ -105,7 +105,7 @@ func (s *Server) wireCore() error {
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
-		ReplyBytes: o.Limits.PendingBytes,
+		ReplyBytes: o.Limits.PendingBytes, CommandRate: o.Limits.CommandRate, SessionsPerUser: o.Limits.SessionsPerUser,
 	})
 	if err != nil {
 		return err
@@ -138,6 +138,7 @@ func (s *Server) wireNet() error {
 	if loops == 0 {
 		loops = runtime.GOMAXPROCS(0)
 	}
+	s.loops = loops
 	if s.capacity, err = capacityFor(o.Limits, loops); err != nil {
 		return err
 	}
@@ -158,7 +159,12 @@ func (s *Server) wireNet() error {
 	s.net, err = netpoll.New(netpoll.Options{
 		Listeners: []netpoll.Listener{{Addr: s.addr, Endpoints: endpoints}}, Loops: loops, Logger: s.log,
 		Connections: s.capacity.soft, HardConnections: s.capacity.hard, HTTPConnections: s.capacity.http,
-		DeferAccept: !o.Limits.AcceptSilent, ConnectionsPerAddress: o.Limits.ConnectionsPerAddress, ConnectionRate: o.Limits.ConnectionRate,
+		DeferAccept:    !o.Limits.AcceptSilent,
+		PerAddress:     netpoll.AddressLimits{Connections: o.Limits.ConnectionsPerAddress, Rate: o.Limits.ConnectionRatePerAddress},
+		PerSubnet:      netpoll.AddressLimits{Connections: o.Limits.ConnectionsPerSubnet, Rate: o.Limits.ConnectionRatePerSubnet},
+		ConnectionRate: o.Limits.ConnectionRate, ConnectionWait: o.Limits.ConnectionWait,
+		Trusted: o.Proxy.networks(), ProxyProtocol: o.Proxy.Protocol,
+		MessageTimeout: o.Limits.MessageTimeout, MessageRate: o.Limits.MessageRate,
 		HandshakeTimeout: o.Limits.HandshakeTimeout, PendingBytes: o.Limits.PendingBytes, InboxBytes: o.Limits.InboxBytes,
 		PingInterval: o.Heartbeat.Interval, PongTimeout: o.Heartbeat.Timeout, PingMisses: o.Heartbeat.Misses,
 	})
@@ -196,10 +202,12 @@ func (s *Server) wireHTTP() error {
 	public := handler.PublicOptions{
 		Routes: func(r gin.IRouter) {
 			r.Use(s.observeToken)
-			handler.RegisterToken(r, handler.TokenOptions{Authority: s.authority, Logger: s.log})
+			handler.RegisterToken(r, handler.TokenOptions{
+				Authority: s.authority, Address: (*gin.Context).ClientIP, Logger: s.log,
+			})
 		},
 		WebSocketPaths: paths, EventPaths: events, Adopt: s.adopt, AllowOrigin: s.origins.allow, Demo: o.Demo,
-		DemoWebSocketPath: o.WebSocket.Path, Logger: s.log,
+		DemoWebSocketPath: o.WebSocket.Path, Trusted: o.Proxy.networks(), Logger: s.log,
 	}
 	if o.Dev {
 		public.DemoClient = &handler.DemoClient{ID: DevClient, Secret: DevSecret}

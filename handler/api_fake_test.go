@@ -354,7 +354,7 @@ func (x *apiTest) add(slot, loop int, user string) *session.Session {
 	s.Open(apiFakeTransport{}, x.loops[loop], id)
 	s.State = session.StateConnected
 	if user != "" {
-		x.registry.Identify(s, user)
+		x.registry.Identify(s, user, 0)
 	}
 	l := x.loops[loop]
 	l.mu.Lock()

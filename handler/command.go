@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perch/auth"
+	"perch/internal/pace"
 	"perch/protocol"
 	"perch/session"
 	"perch/topic"
@@ -89,6 +90,12 @@ type Options struct {
 	// history is cut to it, and a longer answer is sent where nothing else waits and
 	// it has eight times that at most; 0: nothing bounds them.
 	ReplyBytes int
+	// CommandRate bounds the commands of a session in a second, with a burst of as
+	// many; 0: no bound. What is above it meets Overflow.
+	CommandRate int
+	// SessionsPerUser bounds the sessions of a user; 0: no bound. The next ones are
+	// closed with 3504.
+	SessionsPerUser int
 	// CallTimeout bounds a call of a registered method, from its arrival; 0 means
 	// 10 s.
 	CallTimeout time.Duration
@@ -118,6 +125,8 @@ type Commands struct {
 	// ctx ends with Close; the contexts of calls are its children.
 	ctx  context.Context
 	stop context.CancelFunc
+	// began is where the rates' clock begins: it does not jump.
+	began time.Time
 
 	methods atomic.Pointer[map[string]*method]
 	send    atomic.Pointer[sender]
@@ -130,6 +139,8 @@ type Commands struct {
 type loopState struct {
 	buf []byte
 	cmd *protocol.Command // empty; nil while one is done
+	// paces are the sessions' rates of commands.
+	paces pace.Table[session.ID]
 	// positions and id are where the id of an event is put together.
 	positions, id []byte
 	// expiries are of the subscriptions that end before their session, in Unix
@@ -176,7 +187,7 @@ func New(o Options) (*Commands, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool}
+	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool, began: time.Now()}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -200,6 +211,7 @@ func (c *Commands) at(s *session.Session) *loopState {
 	i := s.Loop().Index()
 	if c.loops[i] == nil {
 		c.loops[i] = &loopState{}
+		c.loops[i].paces.Rate.Count = c.opts.CommandRate
 	}
 	return c.loops[i]
 }
@@ -342,6 +354,14 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *
 		return
 	}
 	c.counters.commands[k].Add(1)
+	if c.opts.CommandRate > 0 && !c.at(s).paces.Allow(s.ID(), int64(time.Since(c.began))) {
+		c.counters.RateLimited.Add(1)
+		if c.log.Enabled(c.ctx, slog.LevelDebug) {
+			c.log.Debug("command over the rate", "session", c.clientID(s), "remote", s.Remote())
+		}
+		c.noRoom(s, cmd.Id)
+		return
+	}
 	switch k {
 	case kindConnect:
 		c.connect(s, cmd)

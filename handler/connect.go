@@ -150,7 +150,12 @@ func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, 
 	if !s.Anonymous {
 		// Nobody asks for the sessions of nobody, and one chain of them all would
 		// make each close a walk through it.
-		c.opts.Registry.Identify(s, user)
+		if !c.opts.Registry.Identify(s, user, c.opts.SessionsPerUser) {
+			c.counters.UserLimited.Add(1)
+			c.log.Debug("user has too many sessions", "session", c.clientID(s), "remote", s.Remote())
+			s.Close(session.ReasonConnectionLimit)
+			return
+		}
 	}
 	if len(wishes) == 0 {
 		c.admitted(s, id, expires, now, nil)

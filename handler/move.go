@@ -97,7 +97,7 @@ func (c *Commands) Import(s *session.Session, data []byte) error {
 	s.Anonymous = m.User == ""
 	c.opts.Registry.Welcome(s)
 	if !s.Anonymous {
-		c.opts.Registry.Identify(s, m.User)
+		c.opts.Registry.Identify(s, m.User, 0) // it has been let in once
 	}
 	s.State = session.StateConnected
 	for name, server := range m.Topics {

@@ -3,6 +3,7 @@ package handler
 import (
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -41,6 +42,8 @@ type PublicOptions struct {
 	// DemoWebSocketPath is where the page connects to; empty: the first of
 	// WebSocketPaths.
 	DemoWebSocketPath string
+	// Trusted are the proxies whose X-Forwarded-For says whose a request is.
+	Trusted []netip.Prefix
 	// Logger takes panics; nil: slog.Default().
 	Logger *slog.Logger
 }
@@ -62,9 +65,17 @@ func NewPublic(o PublicOptions) http.Handler {
 	e.HandleMethodNotAllowed = true
 	// Gin builds the redirect from X-Forwarded-Prefix, which any client can send.
 	e.RedirectTrailingSlash = false
-	// No proxy is known, so a forwarded address would be the client's own word,
-	// and the slowing of brute force goes by address.
-	e.ForwardedByClientIP = false
+	// The slowing of brute force goes by address, and one that is forwarded by
+	// anybody else would be the client's own word.
+	e.ForwardedByClientIP = len(o.Trusted) > 0
+	e.RemoteIPHeaders = []string{"X-Forwarded-For"}
+	networks := make([]string, len(o.Trusted))
+	for i, p := range o.Trusted {
+		networks[i] = p.String()
+	}
+	if err := e.SetTrustedProxies(networks); err != nil {
+		o.Logger.Error("trusted proxies refused", "err", err) // they have been parsed
+	}
 
 	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string), streams: o.EventPaths}
 	e.Use(defaultHeaders, recovered(o.Logger, func(c *gin.Context) {

@@ -72,6 +72,8 @@ type Counters struct {
 
 	Malformed       atomic.Uint64 // messages that broke the protocol's form or order
 	BacklogOverflow atomic.Uint64 // commands refused as their session's backlog was full
+	RateLimited     atomic.Uint64 // commands over their session's rate
+	UserLimited     atomic.Uint64 // sessions over their user's number
 	PoolFull        atomic.Uint64 // commands refused as the pool or the inbox was full
 	EventIDs        atomic.Uint64 // ids of event streams that could not be read
 	RPCTimeouts     atomic.Uint64
@@ -93,6 +95,8 @@ type CountersSnapshot struct {
 
 	Malformed       uint64
 	BacklogOverflow uint64
+	RateLimited     uint64
+	UserLimited     uint64
 	PoolFull        uint64
 	EventIDs        uint64
 	RPCTimeouts     uint64
@@ -103,7 +107,7 @@ type CountersSnapshot struct {
 func (c *Counters) Snapshot() CountersSnapshot {
 	out := CountersSnapshot{
 		Commands: make(map[string]uint64, kindCount), Errors: make(map[uint32]uint64, errorCodes+1),
-		Malformed: c.Malformed.Load(), BacklogOverflow: c.BacklogOverflow.Load(), PoolFull: c.PoolFull.Load(), EventIDs: c.EventIDs.Load(),
+		Malformed: c.Malformed.Load(), BacklogOverflow: c.BacklogOverflow.Load(), RateLimited: c.RateLimited.Load(), UserLimited: c.UserLimited.Load(), PoolFull: c.PoolFull.Load(), EventIDs: c.EventIDs.Load(),
 		RPCTimeouts: c.RPCTimeouts.Load(), RPCPanics: c.RPCPanics.Load(),
 	}
 	for k := kindConnect; k < kindCount; k++ {

@@ -26,6 +26,9 @@ import (
 // TokenOptions are of the token endpoints. Authority must be set.
 type TokenOptions struct {
 	Authority *auth.Authority
+	// Address is whose a request is, seen through the proxies that are trusted; nil:
+	// the peer's of the connection, since a forwarded one is the sender's to choose.
+	Address func(*gin.Context) string
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
 }
@@ -36,15 +39,19 @@ const tokenBodyMax = 64 << 10
 // tokenEndpoints serve RFC 6749 (token), RFC 7009 (revocation), RFC 7662
 // (introspection) and RFC 7517 (keys).
 type tokenEndpoints struct {
-	auth *auth.Authority
-	log  *slog.Logger
+	auth    *auth.Authority
+	address func(*gin.Context) string
+	log     *slog.Logger
 }
 
 // RegisterToken adds POST /v1/token, /v1/token/revoke and /v1/token/introspect
 // and GET /.well-known/jwks.json to r. They wait for password hashes and for the
 // disk: they belong on net/http's goroutines.
 func RegisterToken(r gin.IRoutes, opts TokenOptions) {
-	t := &tokenEndpoints{auth: opts.Authority, log: opts.Logger}
+	t := &tokenEndpoints{auth: opts.Authority, address: opts.Address, log: opts.Logger}
+	if t.address == nil {
+		t.address = (*gin.Context).RemoteIP
+	}
 	if t.log == nil {
 		t.log = slog.Default()
 	}
@@ -248,9 +255,7 @@ func (t *tokenEndpoints) client(c *gin.Context, p params) (*auth.Client, *oauthE
 	if id == "" || secret == "" {
 		return nil, refused
 	}
-	// Of the address only what the socket says: a forwarded one is the sender's
-	// to choose.
-	addr, _ := netip.ParseAddr(c.RemoteIP())
+	addr, _ := netip.ParseAddr(t.address(c))
 	client, err := t.auth.Authenticate(c.Request.Context(), addr, id, secret)
 	var slow *auth.SlowDownError
 	switch {
@@ -262,7 +267,7 @@ func (t *tokenEndpoints) client(c *gin.Context, p params) (*auth.Client, *oauthE
 	case errors.Is(err, auth.ErrBusy), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return nil, unavailable("too many requests at once")
 	}
-	t.log.Debug("client authentication failed", "remote", c.RemoteIP())
+	t.log.Debug("client authentication failed", "remote", t.address(c))
 	return nil, refused
 }
 

@@ -16,23 +16,43 @@ const deferSeconds = 1
 // firstBytes is how much is read of a new connection at once.
 const firstBytes = 4 << 10
 
-// deferAccept has the kernel keep new connections of our listeners until their
-// first bytes are there (TCP_DEFER_ACCEPT): one that never speaks costs no
-// descriptor, and one that does is accepted and read in one turn of the loop.
-// In a storm that is a tenth of the CPU. gnet has neither the option nor a way
-// to its listeners, so they are looked for among the process's descriptors.
-func (s *Server) deferAccept() error {
+// tuneListeners sets what connections inherit from our listeners, so that it
+// costs no call for each of them.
+//
+// The kernel keeps new connections until their first bytes are there
+// (TCP_DEFER_ACCEPT): one that never speaks costs no descriptor, and one that
+// does is accepted and read in one turn of the loop. In a storm that is a tenth
+// of the CPU.
+//
+// And it ends a connection whose peer has acknowledged nothing for as long as one
+// may be silent (TCP_USER_TIMEOUT): what waits to be sent again holds its memory
+// no longer than that.
+//
+// gnet has neither the options nor a way to its listeners, so they are looked for
+// among the process's descriptors.
+func (s *Server) tuneListeners() error {
+	silence := int(s.opts.silence().Milliseconds())
+	if !s.opts.DeferAccept && silence == 0 {
+		return nil
+	}
 	dir, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return fmt.Errorf("netpoll: defer accept: %w", err)
+		return fmt.Errorf("netpoll: tune listeners: %w", err)
 	}
 	for _, e := range dir {
 		fd, err := strconv.Atoi(e.Name())
 		if err != nil || !s.listens(fd) {
 			continue
 		}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferSeconds); err != nil {
-			return fmt.Errorf("netpoll: defer accept: %w", os.NewSyscallError("setsockopt", err))
+		if s.opts.DeferAccept {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferSeconds); err != nil {
+				return fmt.Errorf("netpoll: defer accept: %w", os.NewSyscallError("setsockopt", err))
+			}
+		}
+		if silence > 0 {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, silence); err != nil {
+				return fmt.Errorf("netpoll: user timeout: %w", os.NewSyscallError("setsockopt", err))
+			}
 		}
 	}
 	return nil

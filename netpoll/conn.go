@@ -1,7 +1,8 @@
 package netpoll
 
 import (
-	"strings"
+	"context"
+	"log/slog"
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
@@ -14,6 +15,8 @@ type mode uint8
 
 const (
 	modeHead      mode = iota // the request head is not complete
+	modePreface               // nor is the PROXY header before it
+	modeWaiting               // the head is whole, and waits for its turn
 	modeChecking              // the head is with Endpoint.Check
 	modeWebSocket             // frames
 	modeEvents                // an event stream, in which the peer says nothing
@@ -46,7 +49,7 @@ type conn struct {
 	next, prev, due uint32
 
 	deadline uint32 // of the mode, in ticks; 0 for none
-	pinged   uint32 // the tick of the last ping, or from which the next counts
+	pinged   uint32 // the tick of the last ping, or from which the next counts; before the upgrade, of the head's turn
 	expiry   uint32 // Unix seconds; 0 for never
 
 	mode     mode
@@ -58,8 +61,8 @@ type conn struct {
 	sessions bool    // the session has been opened and not closed
 	refuse   verdict // other than admitted: the head is answered with it
 	half     bool    // the sending side is shut
-	adopted  bool    // not accepted here
-	owed     uint8   // pongs that may still come, of this ping and of earlier ones
+	via      via
+	owed     uint8 // pongs that may still come, of this ping and of earlier ones
 }
 
 // live tells whether the session reads and writes.
@@ -69,12 +72,11 @@ func (c *conn) live() bool { return c.mode == modeWebSocket || c.mode == modeEve
 func (c *conn) id() session.ID { return session.MakeID(c.loop.index, c.gen, c.slot) }
 
 // open takes a new connection in.
-func (l *loop) open(socket gnet.Conn, port *port, refuse verdict) *conn {
+func (l *loop) open(socket gnet.Conn, port *port) *conn {
 	c := l.take()
 	c.socket = socket
 	c.fd = int32(socket.Fd())
 	c.endpoint = port.none
-	c.refuse = refuse
 	l.stats.Accepted.Add(1)
 	l.stats.Open.Add(1)
 	c.setDeadline(l.server.opts.HandshakeTimeout)
@@ -88,7 +90,7 @@ func (c *conn) closed() {
 	if c.mode == modeFree {
 		return
 	}
-	if c.mode == modeHead || c.mode == modeChecking {
+	if c.mode <= modeChecking {
 		l.stats.Outcomes[OutcomeAborted].Add(1)
 	}
 	c.end(session.ReasonPeerGone)
@@ -99,7 +101,10 @@ func (c *conn) closed() {
 	c.releaseOut()
 	l.stats.Open.Add(-1)
 	l.server.open.Add(-1)
-	l.server.admission.leave(c.socket.RemoteAddr())
+	c.leave()
+	if c.via&viaProxy != 0 {
+		delete(l.clients, c.slot)
+	}
 	l.stats.Closes[c.reason].Add(1)
 	l.give(c)
 }
@@ -155,16 +160,26 @@ func (c *conn) CloseWith(r session.Reason, code uint16, text string) {
 	case modeGone, modeFree, modeLinger:
 		return
 	case modeWebSocket:
+		c.tell(r)
 		c.end(r)
 		c.writeClose(code, text)
 		c.linger()
 	case modeEvents:
+		c.tell(r)
 		c.end(r)
 		c.writeLast(code, text)
 		c.linger()
 	default:
 		c.reason = r
 		c.drop()
+	}
+}
+
+// tell logs that the server ends a session, for whoever looks for one peer.
+func (c *conn) tell(r session.Reason) {
+	log := c.loop.server.log
+	if r != session.ReasonPeerClosed && log.Enabled(context.Background(), slog.LevelDebug) {
+		log.Debug("session closed", slog.Int("loop", c.loop.index), slog.String("remote", c.Remote()), slog.String("reason", r.String()))
 	}
 }
 
@@ -197,6 +212,9 @@ func (c *conn) reschedule() {
 		}
 	}
 	first(c.deadline)
+	if c.in != nil {
+		first(c.in.due)
+	}
 	if c.beating {
 		if c.awaiting {
 			first(c.answerBy())
@@ -226,6 +244,10 @@ func (c *conn) fire() {
 			return
 		}
 	}
+	if c.in != nil && c.in.due != 0 && now >= c.in.due {
+		c.fail(session.ReasonMessageTimeout)
+		return
+	}
 	if c.expiry != 0 && time.Now().Unix() >= int64(c.expiry) {
 		c.expiry = 0
 		c.endpoint.Handler.Expire(&c.sess)
@@ -246,7 +268,9 @@ func (c *conn) fire() {
 // overdue is what happens at the end of a mode's time.
 func (c *conn) overdue() {
 	switch c.mode {
-	case modeHead, modeChecking:
+	case modeWaiting:
+		c.itsTurn()
+	case modeHead, modePreface, modeChecking:
 		c.loop.stats.Outcomes[OutcomeTimeout].Add(1)
 		c.mode = modeLinger
 		c.reason = session.ReasonHandshakeTimeout
@@ -347,8 +371,8 @@ func (c *conn) SetExpiry(unix int64) {
 
 // Remote implements session.Transport.
 func (c *conn) Remote() string {
-	if a := c.socket.RemoteAddr(); a != nil {
-		return strings.Clone(a.String())
+	if a := c.client(); a.IsValid() {
+		return a.String()
 	}
 	return ""
 }

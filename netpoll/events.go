@@ -57,14 +57,16 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	if ad != nil {
 		p = ad.port
 	}
-	v := s.admission.enter(socket.RemoteAddr())
-	if n > int64(s.opts.Connections) || s.draining.Load() {
-		v = overFull
-	}
-	c := l.open(socket, p, v)
+	c := l.open(socket, p)
 	socket.SetContext(c)
 	if ad != nil {
-		c.adopted = true
+		c.via = viaAdopted
+		if ad.from.IsValid() {
+			c.comesFrom(ad.from)
+		}
+	}
+	c.greet(n)
+	if ad != nil {
 		l.guard(c, func() {
 			if ad.moved != nil {
 				c.restore(ad.moved)

@@ -6,9 +6,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"perch/session"
 )
@@ -103,18 +100,6 @@ func (c *conn) readNothing(b []byte) {
 	if len(b) > 0 {
 		c.fail(session.ReasonBadRequest)
 	}
-}
-
-// boundSilence has the kernel end a connection whose peer has acknowledged
-// nothing for as long as a WebSocket's may be silent: no pong tells that it is
-// still there. Where there is no TCP underneath, nothing is lost.
-func (c *conn) boundSilence() {
-	o := &c.loop.server.opts
-	if o.PingInterval == 0 {
-		return
-	}
-	d := o.PingInterval + time.Duration(o.PingMisses)*o.PongTimeout
-	_ = unix.SetsockoptInt(int(c.fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 }
 
 // beatEvents sends the ping that is due.

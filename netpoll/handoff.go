@@ -3,6 +3,7 @@ package netpoll
 import (
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,10 @@ func (c *conn) handOff(b []byte) {
 		return
 	}
 	h.port = c.endpoint.port
+	if c.via&viaEntered != 0 {
+		// It stays one of its address for as long as net/http has it.
+		h.counted = c.client().Addr()
+	}
 	if !s.front.offer(h) {
 		_ = closeFD(h.fd)
 		s.handed.Add(-1)
@@ -35,6 +40,7 @@ func (c *conn) handOff(b []byte) {
 		c.overload()
 		return
 	}
+	c.via &^= viaEntered
 	c.loop.stats.Outcomes[OutcomeHandedOff].Add(1)
 	c.reason = session.ReasonHandedOff
 	c.mode = modeLinger // nothing of it is read here any more
@@ -119,6 +125,9 @@ type handedConn struct {
 	tcp    *net.TCPConn
 	fd     int // until open
 	given  atomic.Bool
+	from   netip.AddrPort // whose it is, where a PROXY header has said so
+	// counted is the address of which it is one.
+	counted netip.Addr
 
 	// One reader at a time: net/http's.
 	prefix []byte
@@ -147,6 +156,7 @@ func (h *handedConn) open() error {
 func (h *handedConn) giveBack() {
 	if h.given.CompareAndSwap(false, true) {
 		h.server.handed.Add(-1)
+		h.server.admission.leave(h.counted)
 	}
 }
 
@@ -157,6 +167,7 @@ func (h *handedConn) release() *net.TCPConn {
 		return nil
 	}
 	h.server.handed.Add(-1)
+	h.server.admission.leave(h.counted)
 	return h.tcp
 }
 
@@ -191,8 +202,14 @@ func (h *handedConn) Close() error {
 // LocalAddr implements net.Conn.
 func (h *handedConn) LocalAddr() net.Addr { return h.tcp.LocalAddr() }
 
-// RemoteAddr implements net.Conn.
-func (h *handedConn) RemoteAddr() net.Addr { return h.tcp.RemoteAddr() }
+// RemoteAddr implements net.Conn. Behind a proxy that speaks the PROXY protocol it
+// is that of the client.
+func (h *handedConn) RemoteAddr() net.Addr {
+	if h.from.IsValid() {
+		return net.TCPAddrFromAddrPort(h.from)
+	}
+	return h.tcp.RemoteAddr()
+}
 
 // SetDeadline implements net.Conn.
 func (h *handedConn) SetDeadline(t time.Time) error { return h.tcp.SetDeadline(t) }

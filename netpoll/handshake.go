@@ -40,18 +40,17 @@ func (c *conn) readHead(b []byte) {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
 		return
 	case n == 0:
-		if from == 0 {
-			in := c.inbound()
-			in.raw = inBuffers.Get()
-			in.raw.B = append(in.raw.B, b...)
-		}
+		c.gather(b)
+		return
+	case c.pinged != 0 && c.refuse == admitted && c.pinged > c.loop.present():
+		c.gather(b)
+		c.mode = modeWaiting
+		c.deadline = c.pinged
+		c.reschedule()
 		return
 	}
 	// The buffer is let go of first, as what follows may end c.
-	var raw *bytebufferpool.ByteBuffer
-	if c.in != nil {
-		raw, c.in = c.in.raw, nil
-	}
+	raw := c.takeRaw()
 	c.request(b, n)
 	if raw != nil {
 		putInBuffer(raw)
@@ -65,14 +64,18 @@ func (c *conn) request(b []byte, n int) {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
 		return
 	}
+	path, query := h.path()
+	ep := c.endpoint.port.endpoints[path]
+	served := ep != nil && ep.takes(&h)
+	if served {
+		c.forwarded(h.forwarded)
+	}
 	if c.refuse != admitted || c.loop.server.draining.Load() {
 		c.overload()
 		return
 	}
-	path, query := h.path()
-	ep := c.endpoint.port.endpoints[path]
-	if ep == nil || !ep.takes(&h) {
-		if c.adopted {
+	if !served {
+		if c.via&viaAdopted != 0 {
 			// net/http gave it to us: it would only come back.
 			c.refuseHead(OutcomeRefused, http.StatusNotFound, "not served here", "")
 			return
@@ -101,6 +104,34 @@ func (c *conn) request(b []byte, n int) {
 		return
 	}
 	c.holdChecking(rest)
+}
+
+// gather keeps what is incomplete, all of it so far.
+func (c *conn) gather(b []byte) {
+	in := c.inbound()
+	if in.raw == nil {
+		in.raw = inBuffers.Get()
+		in.raw.B = append(in.raw.B, b...)
+	}
+	c.accountIn()
+}
+
+// takeRaw takes the incomplete bytes out of c: they are whole now.
+func (c *conn) takeRaw() (raw *bytebufferpool.ByteBuffer) {
+	if c.in == nil {
+		return nil
+	}
+	raw, c.in.raw = c.in.raw, nil
+	c.releaseIn()
+	return raw
+}
+
+// itsTurn goes on with a head that has waited.
+func (c *conn) itsTurn() {
+	c.mode = modeHead
+	raw := c.takeRaw()
+	c.readHead(raw.B)
+	putInBuffer(raw)
 }
 
 // text is b as a string without a copy: it dies with b.
@@ -154,7 +185,7 @@ func validKey(k []byte) bool {
 
 // holdChecking keeps what a peer sends before it is let in.
 func (c *conn) holdChecking(b []byte) {
-	if len(b) == 0 || c.mode != modeChecking {
+	if len(b) == 0 || c.mode != modeChecking && c.mode != modeWaiting {
 		return
 	}
 	in := c.inbound()
@@ -166,6 +197,7 @@ func (c *conn) holdChecking(b []byte) {
 		return
 	}
 	in.raw.B = append(in.raw.B, b...)
+	c.accountIn()
 }
 
 // decide carries out what Endpoint.Check said. rest are the bytes behind the
@@ -194,8 +226,7 @@ func (c *conn) decide(d *Decision, key [24]byte, rest []byte) {
 	c.upgrade(d)
 	// What the peer has sent ahead comes now.
 	if c.in != nil && c.in.raw != nil {
-		held := c.in.raw
-		c.in = nil
+		held := c.takeRaw()
 		c.further(held.B)
 		putInBuffer(held)
 	}
@@ -232,10 +263,8 @@ func (c *conn) upgrade(d *Decision) {
 	l := c.loop
 	l.stats.Outcomes[c.endpoint.outcome()].Add(1)
 	l.stats.Sessions.Add(1)
-	if c.mode = c.endpoint.mode(); c.mode == modeEvents {
-		c.boundSilence()
-	}
-	c.deadline = 0
+	c.mode = c.endpoint.mode()
+	c.deadline, c.pinged = 0, 0
 	if c.endpoint.ConnectTimeout > 0 {
 		c.deadline = l.present() + ticks(c.endpoint.ConnectTimeout) + 1
 	}
@@ -265,10 +294,16 @@ func (c *conn) overload() {
 	after := 1 + c.loop.rand()%10
 	status, text := http.StatusServiceUnavailable, "too many connections"
 	switch c.refuse {
-	case overAddress:
-		status, text = http.StatusTooManyRequests, "too many connections from this address"
+	case overMemory:
+		text = "no memory for more connections"
 	case overRate:
 		text = "too many connections at once"
+	case overAddress:
+		status, text = http.StatusTooManyRequests, "too many connections from this address"
+	case overSubnet:
+		status, text = http.StatusTooManyRequests, "too many connections from this subnet"
+	case overPace:
+		status, text = http.StatusTooManyRequests, "too many new connections from this address"
 	}
 	c.loop.server.tellRefused(text)
 	c.refuseHead(OutcomeOverload, status, text, "Retry-After: "+strconv.FormatUint(after, 10)+"\r\n")

@@ -33,6 +33,7 @@ type head struct {
 	authorizations       int
 	authorization, agent []byte
 	lastEvent            []byte // Last-Event-ID
+	forwarded            []byte // all X-Forwarded-For lines, joined
 	unknown              bool   // the version is not HTTP/1.0 or HTTP/1.1
 	length, coding       bool   // Content-Length other than 0, Transfer-Encoding
 }
@@ -207,6 +208,10 @@ func (h *head) field(name, value []byte) {
 		if fold(name, "content-length") {
 			h.length = h.length || string(value) != "0"
 		}
+	case 15:
+		if fold(name, "x-forwarded-for") {
+			h.forwarded = join(h.forwarded, value)
+		}
 	case 17:
 		if fold(name, "sec-websocket-key") {
 			h.keys++
@@ -221,13 +226,17 @@ func (h *head) field(name, value []byte) {
 		}
 	case 22:
 		if fold(name, "sec-websocket-protocol") {
-			if h.protocols == nil {
-				h.protocols = value
-			} else {
-				h.protocols = append(append(bytes.Clone(h.protocols), ',', ' '), value...)
-			}
+			h.protocols = join(h.protocols, value)
 		}
 	}
+}
+
+// join is a list that stands on one line or on several (RFC 9110, section 5.3).
+func join(list, value []byte) []byte {
+	if list == nil {
+		return value
+	}
+	return append(append(bytes.Clone(list), ',', ' '), value...)
 }
 
 // fold compares a header's name with a lower-case one of the same length.

@@ -3,6 +3,7 @@ package netpoll
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/panjf2000/gnet/v2"
 
+	"perch/internal/pace"
 	"perch/session"
 )
 
@@ -46,6 +48,10 @@ type loop struct {
 	first   []byte // where the first bytes of a new connection are read
 	random  uint64
 	storm   storm
+	// paces are the sessions' rates of frames.
+	paces pace.Table[session.ID]
+	// clients are those of the conns that come through a proxy, by slot.
+	clients map[uint32]netip.AddrPort
 	// request is what Check is given, used again for each.
 	request Request
 
@@ -56,6 +62,7 @@ func (s *Server) newLoop(index int, events gnet.EventLoop) *loop {
 	l := &loop{server: s, index: index, events: events, start: time.Now(), random: uint64(index+1) * 0x9e3779b97f4a7c15}
 	l.drain = drainTask{l}
 	l.inbox.limit = int64(s.opts.InboxBytes)
+	l.paces.Rate.Count = s.opts.MessageRate
 	return l
 }
 
@@ -72,6 +79,7 @@ func (l *loop) take() *conn {
 	if len(l.free) == 0 {
 		first := uint32(len(l.chunks)) * chunkSize
 		l.chunks = append(l.chunks, make([]conn, chunkSize))
+		l.stats.Chunks.Add(1)
 		for i := chunkSize; i > 0; i-- {
 			l.free = append(l.free, first+i-1)
 		}

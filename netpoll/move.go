@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 
 	"github.com/gobwas/ws"
@@ -39,9 +40,11 @@ type Moved struct {
 	Path       string
 	Encoding   session.Encoding
 	FramePings bool
-	Beating    bool
-	Awaiting   bool
-	Misses     uint8
+	// Client is whose connection it is, where a proxy has said so.
+	Client   netip.AddrPort
+	Beating  bool
+	Awaiting bool
+	Misses   uint8
 	// Session is the handler's.
 	Session []byte
 }
@@ -87,6 +90,9 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 		Version: moveVersion, Path: c.endpoint.Path, Encoding: c.sess.Encoding, FramePings: c.frames,
 		Beating: c.beating, Awaiting: c.awaiting, Misses: c.misses, Session: state,
 	}
+	if c.via&viaProxy != 0 {
+		m.Client = c.client()
+	}
 	if in := c.in; in != nil {
 		if in.raw != nil {
 			m.Raw = append([]byte(nil), in.raw.B...)
@@ -127,7 +133,7 @@ func (s *Server) Import(m Moved, f *os.File) error {
 	for _, ln := range s.opts.Listeners {
 		for _, p := range s.ports {
 			if p.addr == ln.Addr && p.endpoints[m.Path] != nil {
-				return s.enroll(c, &adopted{port: p, moved: &m})
+				return s.enroll(c, &adopted{port: p, moved: &m, from: m.Client})
 			}
 		}
 	}
@@ -175,6 +181,7 @@ func (c *conn) restore(m *Moved) {
 		in.op, in.open = ws.OpCode(m.Opcode), true
 		in.msg = inBuffers.Get()
 		in.msg.B = append(in.msg.B, m.Message...)
+		c.incomplete()
 	}
 	if len(m.Raw) > 0 && c.mode == modeWebSocket {
 		c.readFrames(m.Raw)

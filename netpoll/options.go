@@ -2,6 +2,7 @@ package netpoll
 
 import (
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"perch/session"
@@ -26,15 +27,29 @@ type Options struct {
 	// DeferAccept leaves connections to the kernel until they say something, or for
 	// about a second.
 	DeferAccept bool
-	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64: the next
-	// ones get a 429. ConnectionRate bounds how many come in a second: the next
-	// ones get a 503. 0: no bound.
-	ConnectionsPerAddress int
-	ConnectionRate        int
+	// PerAddress bounds the connections of one IPv4 address or IPv6 /64, PerSubnet
+	// those of an IPv4 /24 or IPv6 /48: the next ones get a 429.
+	PerAddress, PerSubnet AddressLimits
+	// ConnectionRate bounds how many come in a second, 0: no bound. The next ones
+	// wait for their turn, ConnectionWait at the most; those that would wait longer
+	// get a 503.
+	ConnectionRate int
+	ConnectionWait time.Duration
+	// Trusted are the networks of proxies that are believed: what they put into
+	// X-Forwarded-For, and, with ProxyProtocol, the PROXY header that their
+	// connections begin with.
+	Trusted       []netip.Prefix
+	ProxyProtocol bool
 	// HTTPConnections bounds the connections that are with net/http.
 	HTTPConnections int
 	// HandshakeTimeout is the time from accept to the end of the request head.
 	HandshakeTimeout time.Duration
+	// MessageTimeout is the time from the first byte of a message, or of a frame, to
+	// its last; 0: no bound.
+	MessageTimeout time.Duration
+	// MessageRate bounds the frames that a session sends in a second, of whatever
+	// kind, with a burst of as many; 0: no bound.
+	MessageRate int
 	// PendingBytes is what may wait for a slow peer.
 	PendingBytes int
 	// InboxBytes bounds what waits for one loop.
@@ -46,6 +61,14 @@ type Options struct {
 	PingMisses   int
 
 	stormFrom uint64 // stormConnects, where a test wants another; 0: that
+}
+
+// silence is how long a peer may say nothing; 0: for ever.
+func (o *Options) silence() time.Duration {
+	if o.PingInterval == 0 {
+		return 0
+	}
+	return o.PingInterval + time.Duration(o.PingMisses)*o.PongTimeout
 }
 
 // Listener is one public port and what it serves.

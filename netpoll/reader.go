@@ -20,6 +20,9 @@ type inbound struct {
 	msg   *bytebufferpool.ByteBuffer // the fragments so far
 	op    ws.OpCode                  // of the fragmented message
 	open  bool                       // a message has begun and not ended
+	due   uint32                     // the tick by which it has to be whole; 0 for never
+	// counted is what of the buffers is in the loop's PartialBytes.
+	counted int
 }
 
 // inbound makes sure that c has one.
@@ -30,11 +33,46 @@ func (c *conn) inbound() *inbound {
 	return c.in
 }
 
+// incomplete notes that a message, or a frame, has begun to arrive: it has
+// MessageTimeout for the rest.
+// Afterwards c may be gone.
+func (c *conn) incomplete() {
+	o := &c.loop.server.opts
+	if c.in.due == 0 && o.MessageTimeout > 0 {
+		c.in.due = c.loop.present() + ticks(o.MessageTimeout) + 1
+		c.reschedule()
+	}
+	c.accountIn()
+	c.brake()
+}
+
+// accountIn brings the loop's partial bytes up to date.
+func (c *conn) accountIn() {
+	in, n := c.in, 0
+	if in.raw != nil {
+		n += cap(in.raw.B)
+	}
+	if in.msg != nil {
+		n += cap(in.msg.B)
+	}
+	c.loop.countIn(n - in.counted)
+	in.counted = n
+}
+
+// countIn notes that n bytes more, or fewer, have not come whole.
+func (l *loop) countIn(n int) {
+	if n != 0 {
+		l.stats.PartialBytes.Add(int64(n))
+		l.server.memory.Add(int64(-n))
+	}
+}
+
 // releaseIn lets go of what is incomplete.
 func (c *conn) releaseIn() {
 	if c.in == nil {
 		return
 	}
+	c.loop.countIn(-c.in.counted)
 	if c.in.raw != nil {
 		putInBuffer(c.in.raw)
 	}
@@ -42,6 +80,15 @@ func (c *conn) releaseIn() {
 		putInBuffer(c.in.msg)
 	}
 	c.in = nil
+}
+
+// wholeIn drops the inbound where nothing is incomplete any more.
+func (c *conn) wholeIn() {
+	if c.in.raw == nil && !c.in.open {
+		c.releaseIn()
+	} else {
+		c.accountIn()
+	}
 }
 
 // header is the header of a client's frame (RFC 6455, section 5.2).
@@ -156,6 +203,7 @@ func (c *conn) readFrames(b []byte) {
 			if ok {
 				in.head, in.total = h, h.size+h.length
 			}
+			c.incomplete()
 			return
 		}
 		payload := b[h.size : h.size+h.length]
@@ -193,13 +241,13 @@ func (c *conn) fill(b []byte) (took int) {
 	in.raw.B = append(in.raw.B, b[took:took+n]...)
 	took += n
 	if len(in.raw.B) < in.total {
+		c.accountIn()
+		c.brake()
 		return took
 	}
 	raw, h := in.raw, in.head
 	in.raw, in.total = nil, 0
-	if !in.open {
-		c.in = nil
-	}
+	c.wholeIn()
 	c.frame(h, raw.B[h.size:])
 	putInBuffer(raw)
 	return took
@@ -207,7 +255,12 @@ func (c *conn) fill(b []byte) (took int) {
 
 // frame handles one whole frame. payload is masked and dies with the call.
 func (c *conn) frame(h header, payload []byte) {
-	c.loop.stats.FramesIn.Add(1)
+	l := c.loop
+	l.stats.FramesIn.Add(1)
+	if l.server.opts.MessageRate > 0 && !l.paces.Allow(c.id(), l.server.clock()) {
+		c.tooMany()
+		return
+	}
 	ws.Cipher(payload, h.mask, 0)
 	switch h.op {
 	case ws.OpPing:
@@ -223,13 +276,13 @@ func (c *conn) frame(h header, payload []byte) {
 		in := c.in
 		in.msg.B = append(in.msg.B, payload...)
 		if !h.fin {
+			c.accountIn()
+			c.brake()
 			return
 		}
 		msg := in.msg
 		in.msg, in.open = nil, false
-		if in.raw == nil {
-			c.in = nil
-		}
+		c.wholeIn()
 		c.message(in.op, msg.B)
 		putInBuffer(msg)
 	default:
@@ -241,6 +294,16 @@ func (c *conn) frame(h header, payload []byte) {
 		in.op, in.open = h.op, true
 		in.msg = inBuffers.Get()
 		in.msg.B = append(in.msg.B, payload...)
+		c.incomplete()
+	}
+}
+
+// tooMany ends a session that sends more often than it may.
+func (c *conn) tooMany() {
+	if c.sess.Encoding == session.EncodingNone {
+		c.fail(session.ReasonPolicyViolation)
+	} else {
+		c.fail(session.ReasonTooManyRequests)
 	}
 }
 

@@ -26,6 +26,7 @@ type rig struct {
 	events  *fakeEvents
 	handler *recorder
 	peers   map[*peer]struct{} // not yet ended
+	remote  net.Addr           // of who comes; nil: 192.0.2.1
 	buf     [256 << 10]byte
 }
 
@@ -65,6 +66,7 @@ type fakeSocket struct {
 	ctx    any
 	buf    []byte
 	gone   bool
+	remote net.Addr // nil: 192.0.2.1
 }
 
 func (k *fakeSocket) Fd() int                   { return k.fd }
@@ -72,9 +74,14 @@ func (k *fakeSocket) Dup() (int, error)         { return unix.Dup(k.fd) }
 func (k *fakeSocket) Context() any              { return k.ctx }
 func (k *fakeSocket) SetContext(ctx any)        { k.ctx = ctx }
 func (k *fakeSocket) EventLoop() gnet.EventLoop { return k.events }
-func (k *fakeSocket) RemoteAddr() net.Addr      { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 7} }
 func (k *fakeSocket) LocalAddr() net.Addr       { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
 func (k *fakeSocket) Next(int) ([]byte, error)  { b := k.buf; k.buf = nil; return b, nil }
+func (k *fakeSocket) RemoteAddr() net.Addr {
+	if k.remote != nil {
+		return k.remote
+	}
+	return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 7}
+}
 
 // recorder is a Handler that writes down what it is told, and answers where it
 // is asked to.
@@ -185,6 +192,16 @@ func (r *rig) end() {
 	if r.events.second {
 		r.t.Error("two wake-ups on their way at once")
 	}
+	if n := len(r.loop.clients); n != 0 {
+		r.t.Errorf("%d clients of proxies at the end", n)
+	}
+	for i := range r.server.admission.scopes {
+		for j := range r.server.admission.scopes[i].shards {
+			if n := len(r.server.admission.scopes[i].shards[j].count); n != 0 {
+				r.t.Errorf("%d addresses are counted at the end", n)
+			}
+		}
+	}
 	if n := len(r.loop.free); n != len(r.loop.chunks)*int(chunkSize) {
 		r.t.Errorf("%d of %d slots are free at the end", n, len(r.loop.chunks)*int(chunkSize))
 	}
@@ -200,6 +217,9 @@ func (r *rig) idle() {
 	r.t.Helper()
 	if n := int64(r.loop.stats.PendingBytes.Load()); n != 0 {
 		r.t.Errorf("%d bytes pending", n)
+	}
+	if n := r.loop.stats.PartialBytes.Load(); n != 0 && len(r.peers) == 0 {
+		r.t.Errorf("%d partial bytes with nobody there", n)
 	}
 	for _, c := range r.loop.dirty {
 		if c != nil {
@@ -229,7 +249,7 @@ func (r *rig) accept() *peer {
 
 // acceptOn opens a connection that is written to through fd and read at far.
 func (r *rig) acceptOn(fd, far int) *peer {
-	k := &fakeSocket{events: r.events, fd: fd}
+	k := &fakeSocket{events: r.events, fd: fd, remote: r.remote}
 	p := &peer{r: r, socket: k, fd: far}
 	if _, action := r.server.handler.OnOpen(k); action == gnet.Close {
 		p.end()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"runtime"
@@ -46,11 +47,14 @@ type Server struct {
 	httpRefused atomic.Uint64
 	refused     atomic.Uint64 // closed at the hard cap
 	draining    atomic.Bool
+	tight       atomic.Bool  // there is no memory for more connections
+	memory      atomic.Int64 // how much more the connections may hold
 	told        atomic.Int64 // when refused connections were logged last, in Unix nanoseconds
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
 
+	began      time.Time
 	started    chan struct{}
 	startOnce  sync.Once
 	done       chan struct{}
@@ -82,7 +86,7 @@ func New(o Options) (*Server, error) {
 	o.Loops = min(o.Loops, session.MaxLoops)
 	s := &Server{
 		opts: o, log: o.Logger, ports: make(map[string]*port),
-		kicks: make(chan *loop, session.MaxLoops), started: make(chan struct{}), done: make(chan struct{}),
+		kicks: make(chan *loop, session.MaxLoops), began: time.Now(), started: make(chan struct{}), done: make(chan struct{}),
 	}
 	if o.PingInterval > 0 {
 		s.pingTicks, s.pongTicks = ticks(o.PingInterval), ticks(o.PongTimeout)
@@ -114,7 +118,8 @@ func New(o Options) (*Server, error) {
 	if s.watcher, err = newWatcher(s); err != nil {
 		return nil, err
 	}
-	s.admission = newAdmission(o.ConnectionsPerAddress, o.ConnectionRate)
+	s.admission = newAdmission(&o)
+	s.memory.Store(math.MaxInt64 / 2)
 	s.handler = events{server: s}
 	return s, nil
 }
@@ -200,6 +205,15 @@ func (s *Server) each(f func(*loop)) {
 // slice at a time. What it returns is closed when all loops are done. f does
 // not keep the session; where it panics, that session ends.
 func (s *Server) EachSession(f func(*session.Session)) (done <-chan struct{}) {
+	return s.eachConn(func(l *loop, c *conn) {
+		if c.live() && c.sessions {
+			f(&c.sess)
+		}
+	})
+}
+
+// eachConn is EachSession for every connection.
+func (s *Server) eachConn(f func(*loop, *conn)) (done <-chan struct{}) {
 	ended := make(chan struct{})
 	loops := *s.loops.Load()
 	left := new(atomic.Int64)
@@ -221,7 +235,7 @@ const sweepSlice = 1024
 
 type sweep struct {
 	l      *loop
-	f      func(*session.Session)
+	f      func(*loop, *conn)
 	finish func()
 	at     int
 }
@@ -230,8 +244,8 @@ type sweep struct {
 func (w *sweep) Run() (more bool) {
 	end := min(w.at+sweepSlice, len(w.l.chunks)*int(chunkSize))
 	for ; w.at < end; w.at++ {
-		if c := w.l.conn(uint32(w.at)); c.live() && c.sessions {
-			w.l.guard(c, func() { w.f(&c.sess) })
+		if c := w.l.conn(uint32(w.at)); c.socket != nil && c.mode < modeGone {
+			w.l.guard(c, func() { w.f(w.l, c) })
 		}
 	}
 	if w.at < len(w.l.chunks)*int(chunkSize) {
@@ -273,10 +287,8 @@ func (s *Server) portOf(c gnet.Conn) *port {
 // tickNow asks every loop for a turn of its wheel.
 func (s *Server) tickNow() time.Duration {
 	s.startOnce.Do(func() {
-		if s.opts.DeferAccept {
-			if err := s.deferAccept(); err != nil {
-				s.log.Warn("silent connections are accepted", "err", err)
-			}
+		if err := s.tuneListeners(); err != nil {
+			s.log.Warn("listeners not tuned: silent connections are accepted, dead ones stay until their pong is due", "err", err)
 		}
 		close(s.started)
 	})

@@ -1,6 +1,8 @@
 package netpoll
 
 import (
+	"unsafe"
+
 	"perch/internal/stats"
 	"perch/session"
 )
@@ -15,6 +17,7 @@ const (
 	OutcomeHandedOff
 	OutcomeBadRequest
 	OutcomeBadVersion
+	OutcomeBadProxy // no PROXY header where one must be
 	OutcomeBadOrigin
 	OutcomeUnauthorized
 	OutcomeRefused // another status that Check gave
@@ -26,7 +29,7 @@ const (
 )
 
 var outcomeLabels = [outcomeCount]string{
-	"upgraded", "streamed", "handed_off", "bad_request", "bad_version", "bad_origin", "unauthorized", "refused",
+	"upgraded", "streamed", "handed_off", "bad_request", "bad_version", "bad_proxy", "bad_origin", "unauthorized", "refused",
 	"too_large", "timeout", "overload", "aborted",
 }
 
@@ -40,7 +43,9 @@ type loopStats struct {
 	_            stats.Pad
 	Open         stats.Gauge // conns
 	Sessions     stats.Gauge
+	Chunks       stats.Gauge // of the table
 	PendingBytes stats.Gauge
+	PartialBytes stats.Gauge // of what has not come whole
 	Accepted     stats.Counter
 	MessagesIn   stats.Counter
 	MessagesOut  stats.Counter
@@ -73,6 +78,9 @@ type Stats struct {
 	FramesIn     uint64
 	Writes       uint64 // system calls
 	PendingBytes int64
+	PartialBytes int64 // of heads, frames and messages that have not come whole
+	TableBytes   int64 // of the tables of connections
+	InboxBytes   int64
 	Slow         uint64 // closed as slow consumers
 	Pings        uint64
 	Pongs        uint64
@@ -115,6 +123,9 @@ func (s *Server) Stats() Stats {
 		out.FramesOut += st.FramesOut.Load()
 		out.Writes += st.Writes.Load()
 		out.PendingBytes += st.PendingBytes.Load()
+		out.PartialBytes += st.PartialBytes.Load()
+		out.TableBytes += st.Chunks.Load() * int64(chunkSize) * int64(unsafe.Sizeof(conn{}))
+		out.InboxBytes += l.inbox.bytes.Load()
 		out.Slow += st.Slow.Load()
 		out.Pings += st.Pings.Load()
 		out.Pongs += st.Pongs.Load()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 
@@ -62,7 +63,11 @@ func (c *conn) detach(prefix []byte) (*handedConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netpoll: duplicate descriptor: %w", err)
 	}
-	return &handedConn{server: c.loop.server, fd: fd, prefix: prefix}, nil
+	h := &handedConn{server: c.loop.server, fd: fd, prefix: prefix}
+	if c.via&viaProxy != 0 {
+		h.from = c.client()
+	}
+	return h, nil
 }
 
 // input is where the bytes of a conn enter. b may be changed and dies with the
@@ -72,7 +77,9 @@ func (c *conn) input(b []byte) {
 	switch c.mode {
 	case modeHead:
 		c.readHead(b)
-	case modeChecking:
+	case modePreface:
+		c.readPreface(b)
+	case modeChecking, modeWaiting:
 		c.holdChecking(b)
 	case modeWebSocket:
 		c.readFrames(b)
@@ -86,7 +93,8 @@ func (c *conn) input(b []byte) {
 type adopted struct {
 	prefix []byte // the request head, made anew, and what followed it
 	port   *port
-	moved  *Moved // instead of prefix
+	from   netip.AddrPort // whose it is, where a PROXY header has said so
+	moved  *Moved         // instead of prefix
 }
 
 // Adopt gives a connection that Listener handed out to an event loop: prefix
@@ -103,7 +111,7 @@ func (s *Server) Adopt(conn net.Conn, prefix []byte) error {
 	if tcp == nil {
 		return net.ErrClosed
 	}
-	return s.enroll(tcp, &adopted{prefix: prefix, port: h.port})
+	return s.enroll(tcp, &adopted{prefix: prefix, port: h.port, from: h.from})
 }
 
 // enroll gives a connection to the loop with the fewest. Where none runs yet,

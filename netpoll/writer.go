@@ -219,6 +219,11 @@ func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
 	o.bytes += len(b.B) - n
 	c.loop.stats.FramesOut.Add(1)
 	c.list()
+	if o.blocked {
+		c.loop.server.memory.Add(int64(n - len(b.B)))
+		c.brake()
+		return
+	}
 	c.early()
 }
 

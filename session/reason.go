@@ -19,6 +19,9 @@ const (
 	ReasonMessageTooBig                // 1009
 	ReasonServerError                  // 1011
 	ReasonServiceRestart               // 1012
+	ReasonMessageTimeout               // a message that did not come whole in time
+	ReasonMemory                       // its pending bytes are needed for others: 3008
+	ReasonMemoryPlain                  // the same, no client protocol: 1013
 	ReasonHandshakeTimeout             // no opening handshake in time
 	ReasonHandshakeRefused             // answered with an HTTP status
 	ReasonHandedOff                    // gone to net/http
@@ -71,6 +74,9 @@ var reasons = [reasonCount]ReasonInfo{
 	ReasonMessageTooBig:         {1009, "message too big", false, "message_too_big"},
 	ReasonServerError:           {1011, "internal server error", true, "server_error"},
 	ReasonServiceRestart:        {1012, "service restart", true, "service_restart"},
+	ReasonMessageTimeout:        {1008, "message timeout", true, "message_timeout"},
+	ReasonMemory:                {3008, "slow", true, "memory"},
+	ReasonMemoryPlain:           {1013, "try again later", true, "memory_plain"},
 	ReasonHandshakeTimeout:      {0, "", true, "handshake_timeout"},
 	ReasonHandshakeRefused:      {0, "", true, "handshake_refused"},
 	ReasonHandedOff:             {0, "", true, "handed_off"},

@@ -66,15 +66,18 @@ func (r *Registry) shard(user string) (*registryShard, uint64) {
 	return &r.shards[h%registryShards], h / registryShards
 }
 
-// Identify gives s its user and lists it. It is called once a session. Runs on
-// the loop of s.
-func (r *Registry) Identify(s *Session, user string) {
+// Identify gives s its user and lists it, unless the user has as many sessions as
+// most already (0: no bound). It is called once a session. Runs on the loop of s.
+func (r *Registry) Identify(s *Session, user string, most int) bool {
 	if s.listed {
-		return
+		return true
 	}
 	sh, h := r.shard(user)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	if most > 0 && sh.hasLocked(user, h, most) {
+		return false
+	}
 	s.user = user
 	s.listed = true
 	if sh.count >= len(sh.buckets) {
@@ -83,6 +86,23 @@ func (r *Registry) Identify(s *Session, user string) {
 	i := h % uint64(len(sh.buckets))
 	sh.pushLocked(s, i)
 	sh.count++
+	return true
+}
+
+// hasLocked tells whether a user has n sessions. It looks no further than the
+// n-th.
+func (sh *registryShard) hasLocked(user string, hash uint64, n int) bool {
+	if len(sh.buckets) == 0 {
+		return false
+	}
+	for s := sh.buckets[hash%uint64(len(sh.buckets))]; s != nil; s = s.next {
+		if s.user == user {
+			if n--; n == 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // pushLocked puts s at the head of a bucket's chain.

@@ -77,7 +77,7 @@ func TestRegistryModel(t *testing.T) {
 					} else {
 						user := fmt.Sprint("user-", rng.IntN(tt.users))
 						s.Open(nil, stubLoop{}, MakeID(0, uint32(step)+1, uint32(k)))
-						r.Identify(s, user)
+						r.Identify(s, user, 0)
 						if s.User() != user {
 							t.Fatalf("identified as %q", s.User())
 						}
@@ -119,7 +119,7 @@ func TestRegistryByUser(t *testing.T) {
 	var all []*Session
 	for i, user := range []string{"alice", "bob", "alice", "", "Alice", "alice "} {
 		s := opened(i)
-		r.Identify(s, user)
+		r.Identify(s, user, 0)
 		all = append(all, s)
 	}
 	ids := []ID{42}
@@ -132,7 +132,7 @@ func TestRegistryByUser(t *testing.T) {
 	if r.Count() != 6 || r.Users() != 5 {
 		t.Errorf("%d sessions of %d users", r.Count(), r.Users())
 	}
-	r.Identify(all[0], "bob") // once a session
+	r.Identify(all[0], "bob", 0) // once a session
 	if all[0].User() != "alice" || r.Count() != 6 {
 		t.Errorf("identified again as %q", all[0].User())
 	}
@@ -193,7 +193,7 @@ func TestRegistryMemory(t *testing.T) {
 	}
 	before := registryHeap()
 	for i, s := range sessions {
-		r.Identify(s, users[i])
+		r.Identify(s, users[i], 0)
 	}
 	each := float64(registryHeap()-before) / n
 	t.Logf("%.1f B of heap a session", each)
@@ -236,7 +236,7 @@ func TestRegistryConcurrent(t *testing.T) {
 				for i := range sessions {
 					s := &sessions[i]
 					s.Open(nil, stubLoop{index: l}, MakeID(l, 1, uint32(i)))
-					r.Identify(s, fmt.Sprint("user-", i%50))
+					r.Identify(s, fmt.Sprint("user-", i%50), 0)
 				}
 				for _, i := range rng.Perm(each) {
 					s := &sessions[i]
@@ -282,13 +282,13 @@ func TestRegistryConcurrent(t *testing.T) {
 func BenchmarkRegistry(b *testing.B) {
 	r := NewRegistry()
 	for i := range 100000 {
-		r.Identify(opened(i), fmt.Sprint("user-", i))
+		r.Identify(opened(i), fmt.Sprint("user-", i), 0)
 	}
 	s := opened(1 << 20)
 	b.ReportAllocs()
 	for b.Loop() {
 		s.Open(nil, stubLoop{}, s.id)
-		r.Identify(s, "user-x")
+		r.Identify(s, "user-x", 0)
 		r.Remove(s)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -46,9 +47,18 @@ func serveCommand(environ []string) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		limitMemory(srv.MemoryLimit())
 		return serve(cmd, srv, func() { greet(cmd.OutOrStdout(), opts, srv, c.path()) })
 	}
 	return cmd
+}
+
+// limitMemory gives Go's runtime its part of the memory budget, unless GOMEMLIMIT
+// has given it one.
+func limitMemory(n int64) {
+	if n > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(n)
+	}
 }
 
 // server is what serve needs of a *perch.Server.

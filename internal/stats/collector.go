@@ -122,6 +122,19 @@ func table() []metric {
 		counter("slow_consumers_total", "Sessions closed because too many bytes waited for them.",
 			func(s *Snapshot) uint64 { return s.SlowConsumers }),
 
+		row(prometheus.GaugeValue, "memory_bytes", "Memory accounted, by who holds it; the layers overlap.",
+			[]string{"layer"}, func(s *Snapshot, emit func(float64, ...string)) {
+				for layer, n := range s.Memory {
+					emit(float64(n), layer)
+				}
+			}),
+		gauge("memory_used_bytes", "What the process takes, its sockets in the kernel included.",
+			func(s *Snapshot) int64 { return s.MemoryUsed }),
+		gauge("memory_budget_bytes", "What the process may take; 0: unbounded.",
+			func(s *Snapshot) int64 { return s.MemoryBudget }),
+		gauge("memory_refusing", "1 while connections are refused because memory is short.",
+			func(s *Snapshot) int64 { return flag(s.MemoryRefusing) }),
+
 		gauge("pool_workers", "Workers that the pool may have.",
 			func(s *Snapshot) int64 { return s.Pool.Workers }),
 		gauge("pool_busy_workers", "Workers of the pool that are at work.",
@@ -181,6 +194,10 @@ func table() []metric {
 			func(s *Snapshot) uint64 { return s.EventIDsMalformed }),
 		counter("backlog_rejected_total", "Commands refused because too many of their session waited already.",
 			func(s *Snapshot) uint64 { return s.BacklogRejected }),
+		counter("commands_rate_limited_total", "Commands over their session's rate.",
+			func(s *Snapshot) uint64 { return s.RateLimited }),
+		counter("user_sessions_refused_total", "Sessions refused because their user has as many as it may.",
+			func(s *Snapshot) uint64 { return s.UserLimited }),
 		counter("rpc_panics_total", "RPC methods that panicked.",
 			func(s *Snapshot) uint64 { return s.RPCPanics }),
 		counter("rpc_timeouts_total", "RPC methods that took too long.",

@@ -47,6 +47,14 @@ type Snapshot struct {
 	PendingBytes  int64
 	SlowConsumers uint64
 
+	// Memory is what is accounted, by who holds it; layers overlap. MemoryUsed is what
+	// the process takes, in the kernel too, MemoryBudget what it may (0: unbounded);
+	// MemoryRefusing: connections are refused for it.
+	Memory         map[string]int64
+	MemoryUsed     int64
+	MemoryBudget   int64
+	MemoryRefusing bool
+
 	Pool    Pool
 	Fanout  Fanout
 	History History
@@ -63,6 +71,10 @@ type Snapshot struct {
 	// commands refused because too many of their session waited already.
 	Malformed       uint64
 	BacklogRejected uint64
+	// RateLimited counts commands over their session's rate, UserLimited sessions
+	// over their user's number.
+	RateLimited uint64
+	UserLimited uint64
 	// EventIDsMalformed counts the ids of event streams that could not be read.
 	EventIDsMalformed uint64
 	// RPCPanics and RPCTimeouts count methods that broke or took too long.
