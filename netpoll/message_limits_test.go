@@ -229,3 +229,53 @@ func TestShedLargestFirst(t *testing.T) {
 		t.Errorf("counted %d times", n)
 	}
 }
+
+// Between two looks at the memory, who would hold more than there is room for
+// goes, and who holds no more stays.
+func TestBrake(t *testing.T) {
+	big := masked(ws.OpBinary, true, strings.Repeat("p", 200<<10))
+	for _, tt := range []struct {
+		name string
+		grow func(r *rig) *peer
+	}{
+		{"a frame", func(r *rig) *peer {
+			p := r.upgraded()
+			for _, b := range slices.Collect(slices.Chunk(big, 8<<10)) {
+				p.feed(b)
+			}
+			return p
+		}},
+		{"fragments", func(r *rig) *peer {
+			p := r.upgraded()
+			p.feed(masked(ws.OpBinary, false, "a"))
+			for range 30 {
+				p.feed(masked(ws.OpContinuation, false, strings.Repeat("p", 8<<10)))
+			}
+			return p
+		}},
+		{"replies that are not read", func(r *rig) *peer {
+			p, _ := r.blocked()
+			for range 30 {
+				r.post(func() { p.sess().Write(make([]byte, 8<<10)) })
+			}
+			return p
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, room := range []int64{100 << 10, 1 << 20} {
+				r := newRig(t, nil)
+				idle := r.upgraded()
+				r.server.SetRoom(room)
+				p := tt.grow(r)
+				gone := p.gone() || p.c.mode == modeLinger || r.loop.stats.Closes[session.ReasonMemoryPlain].Load() > 0
+				if want := room < 200<<10; gone != want {
+					t.Errorf("with room for %d: gone %v", room, gone)
+				}
+				idle.feed(hello)
+				if idle.c.mode != modeWebSocket {
+					t.Errorf("with room for %d: who holds nothing has gone", room)
+				}
+			}
+		})
+	}
+}
