@@ -3,6 +3,7 @@ package netpoll
 import (
 	"bytes"
 	"errors"
+	"net/url"
 	"strings"
 )
 
@@ -35,7 +36,12 @@ type head struct {
 	lastEvent            []byte // Last-Event-ID
 	unknown              bool   // the version is not HTTP/1.0 or HTTP/1.1
 	length, coding       bool   // Content-Length other than 0, Transfer-Encoding
+	lengths              bool   // there is a Content-Length
 }
+
+// maxHeadLines bounds the header lines of a request head: browsers send about
+// twenty, proxies add a few, and a line costs more than its bytes.
+const maxHeadLines = 100
 
 // headEnd is the length of the head at the front of b, with the empty line; 0
 // while it is incomplete. from is where the search begins. A line feed without
@@ -131,10 +137,13 @@ func parseHead(b []byte) (h head, err error) {
 	} else {
 		h.minor = rest[7] - '0'
 	}
-	for {
+	for lines := 0; ; lines++ {
 		line, b = cutLine(b)
 		if len(line) == 0 {
-			return h, nil
+			return h, h.framing()
+		}
+		if lines == maxHeadLines {
+			return h, errHeadTooLarge
 		}
 		name, value, ok := bytes.Cut(line, []byte{':'})
 		// A name is a token, without blanks before the colon, and a line that
@@ -150,6 +159,16 @@ func parseHead(b []byte) (h head, err error) {
 		}
 		h.field(name, value)
 	}
+}
+
+// framing refuses a body that two readers may find to be of two lengths: one
+// with a Content-Length and a Transfer-Encoding, or with the latter in HTTP/1.0
+// (RFC 9112, section 6.1). net/http would take either.
+func (h *head) framing() error {
+	if h.coding && (h.lengths || h.minor == 0 && !h.unknown) {
+		return errMalformedHead
+	}
+	return nil
 }
 
 // validHost tells whether b can be a Host: uri-host, with an optional port (RFC
@@ -205,6 +224,7 @@ func (h *head) field(name, value []byte) {
 		}
 	case 14:
 		if fold(name, "content-length") {
+			h.lengths = true
 			h.length = h.length || string(value) != "0"
 		}
 	case 17:
@@ -259,18 +279,24 @@ func listed(list []byte, lower string) bool {
 	return false
 }
 
-// path and query of the target. An absolute-form target (RFC 9112, section
-// 3.2.2) is taken by its path. Both die with the head.
+// path and query of the target. An absolute-form target is taken by its path,
+// and its authority takes the place of Host (RFC 9112, section 3.2.2), as it
+// does in net/http. Both die with the head.
 func (h *head) path() (path, query string) {
 	t := text(h.target)
 	if !strings.HasPrefix(t, "/") {
 		for _, scheme := range [...]string{"http://", "https://", "ws://", "wss://"} {
 			if len(t) > len(scheme) && strings.EqualFold(t[:len(scheme)], scheme) {
+				u, err := url.ParseRequestURI(t)
+				h.badHost = h.badHost || err != nil || u.User != nil || !validHost([]byte(u.Host))
 				t = t[len(scheme):]
-				if i := strings.IndexAny(t, "/?"); i < 0 {
-					t = "/"
-				} else if t = t[i:]; t[0] == '?' {
-					return "/", t[1:] // what stands behind the ? is not the path
+				i := strings.IndexAny(t, "/?")
+				if i < 0 {
+					i = len(t)
+				}
+				h.host, t = h.target[len(scheme):len(scheme)+i], t[i:]
+				if !strings.HasPrefix(t, "/") {
+					return "/", strings.TrimPrefix(t, "?") // what stands behind the ? is not the path
 				}
 				break
 			}
