@@ -287,16 +287,17 @@ func (h *head) path() (path, query string) {
 	if !strings.HasPrefix(t, "/") {
 		for _, scheme := range [...]string{"http://", "https://", "ws://", "wss://"} {
 			if len(t) > len(scheme) && strings.EqualFold(t[:len(scheme)], scheme) {
-				u, err := url.ParseRequestURI(t)
-				h.badHost = h.badHost || err != nil || u.User != nil || !validHost([]byte(u.Host))
-				t = t[len(scheme):]
-				i := strings.IndexAny(t, "/?")
-				if i < 0 {
-					i = len(t)
+				if u, err := url.ParseRequestURI(t); err == nil && u.User == nil {
+					h.host = []byte(u.Host)
+					h.badHost = h.badHost || !validHost(h.host)
+				} else {
+					h.badHost = true
 				}
-				h.host, t = h.target[len(scheme):len(scheme)+i], t[i:]
-				if !strings.HasPrefix(t, "/") {
-					return "/", strings.TrimPrefix(t, "?") // what stands behind the ? is not the path
+				t = t[len(scheme):]
+				if i := strings.IndexAny(t, "/?"); i < 0 {
+					t = "/"
+				} else if t = t[i:]; t[0] == '?' {
+					return "/", t[1:] // what stands behind the ? is not the path
 				}
 				break
 			}
