@@ -182,7 +182,7 @@ func (s *Server) checkEcho(r *netpoll.Request) (netpoll.Decision, bool) {
 // the event loops: its head, written anew, has to mean there what it meant
 // here. net/http has decoded the path, and taken in a body's framing.
 func adoptable(r *http.Request) bool {
-	return r.ProtoAtLeast(1, 1) && r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
+	return r.ProtoMajor == 1 && r.ProtoMinor == 1 && r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
 		r.URL.RawPath == "" && r.URL.EscapedPath() == r.URL.Path && strings.HasPrefix(r.RequestURI, "/")
 }
 
