@@ -7,3 +7,6 @@ func SetBroker(o *Options, make func(topic.MemoryOptions) topic.Broker) { o.brok
 
 // SetUsed lets tests say what memory the process takes.
 func SetUsed(o *Options, used func() int64) { o.used = used }
+
+// Origins is how websocket.allowed_origins decides.
+func Origins(patterns []string) func(origin, host string) bool { return newOrigins(patterns).allow }

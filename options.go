@@ -189,6 +189,9 @@ type LimitOptions struct {
 	MessageTimeout   time.Duration `koanf:"message_timeout"`
 	HandshakeTimeout time.Duration `koanf:"handshake_timeout"`
 	ConnectTimeout   time.Duration `koanf:"connect_timeout"`
+	// HTTPTimeout is how long a request may take to arrive, body and all, on the
+	// public port, and its answer to be taken.
+	HTTPTimeout time.Duration `koanf:"http_timeout"`
 	// PendingBytes is the most that waits for a peer before it is closed as slow.
 	PendingBytes int `koanf:"pending_bytes" unit:"bytes"`
 	// InboxBytes bounds the work that waits for one loop.
@@ -245,8 +248,8 @@ func DefaultOptions() Options {
 		SSE:       SSEOptions{Path: "/connection/uni_sse"},
 		Heartbeat: HeartbeatOptions{Interval: 25 * time.Second, Timeout: 8 * time.Second, Misses: 1},
 		Limits: LimitOptions{
-			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second,
 			ConnectionWait: time.Second, MessageTimeout: time.Minute, PendingBytes: 1 << 20, InboxBytes: 64 << 20,
+			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second, HTTPTimeout: 10 * time.Second,
 		},
 		Pool:  PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10},
 		Drain: DrainOptions{Budget: 10 * time.Second},

@@ -439,6 +439,7 @@ func (c *checker) numbers(o *Options) {
 	c.count("limits.http_connections", l.HTTPConnections, 1, 1<<20)
 	c.duration("limits.handshake_timeout", l.HandshakeTimeout, 10*time.Millisecond, time.Hour)
 	c.duration("limits.connect_timeout", l.ConnectTimeout, 10*time.Millisecond, time.Hour)
+	c.duration("limits.http_timeout", l.HTTPTimeout, 10*time.Millisecond, time.Hour)
 	c.count("limits.pending_bytes", l.PendingBytes, 1<<10, 1<<30)
 	c.count("limits.inbox_bytes", l.InboxBytes, 1<<10, 1<<30)
 

@@ -135,11 +135,11 @@ func TestCheckErrors(t *testing.T) {
 			"pool.workers: -5 ", "pool.queue_bytes: 10 ", "pool.session_bytes: 10 ",
 		}},
 		{"durations", func(o *perch.Options) {
-			o.Auth.JWKSRefresh, o.Limits.HandshakeTimeout, o.Limits.ConnectTimeout, o.Drain.Budget = time.Millisecond, -1, 2*time.Hour, -time.Second
+			o.Auth.JWKSRefresh, o.Limits.HandshakeTimeout, o.Limits.ConnectTimeout, o.Limits.HTTPTimeout, o.Drain.Budget = time.Millisecond, -1, 2*time.Hour, time.Millisecond, -time.Second
 			o.Auth.TokenTTL, o.Auth.RefreshTTL = 2*time.Hour, time.Hour
 		}, []string{
 			"auth.jwks_refresh: 1ms must be from 1s to 24h", "auth.refresh_ttl: 1h must not be shorter than auth.token_ttl (2h)",
-			"limits.handshake_timeout: -1ns ", "limits.connect_timeout: 2h must be from 10ms to 1h", "drain.budget: -1s must be from 0s to 1h",
+			"limits.handshake_timeout: -1ns ", "limits.connect_timeout: 2h must be from 10ms to 1h", "limits.http_timeout: 1ms must be from 10ms to 1h", "drain.budget: -1s must be from 0s to 1h",
 		}},
 		{"the heartbeat", func(o *perch.Options) { o.Heartbeat.Timeout = 30 * time.Second }, []string{
 			"heartbeat.timeout: 30s must be shorter than heartbeat.interval (25s)",

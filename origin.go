@@ -31,10 +31,15 @@ func (o *origins) allow(origin, host string) bool {
 	if origin == "" || o.all {
 		return true
 	}
+	if !printableASCII(origin) {
+		return false // lower case would make others of some letters
+	}
 	origin = strings.ToLower(origin)
 	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" {
-		return false // "null" and what is none
+	// "null" has no host; what has more than a scheme, a host and a port is no
+	// origin, and a pattern would find its own in the rest.
+	if err != nil || u.Host == "" || origin != u.Scheme+"://"+u.Host {
+		return false
 	}
 	if u.Host == strings.ToLower(host) {
 		return true

@@ -1,6 +1,7 @@
 package perch
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"net/url"
@@ -182,7 +183,7 @@ func (s *Server) checkEcho(r *netpoll.Request) (netpoll.Decision, bool) {
 // the event loops: its head, written anew, has to mean there what it meant
 // here. net/http has decoded the path, and taken in a body's framing.
 func adoptable(r *http.Request) bool {
-	return r.ProtoAtLeast(1, 1) && r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
+	return r.ProtoMajor == 1 && r.ProtoMinor == 1 && r.ContentLength == 0 && len(r.TransferEncoding) == 0 &&
 		r.URL.RawPath == "" && r.URL.EscapedPath() == r.URL.Path && strings.HasPrefix(r.RequestURI, "/")
 }
 
@@ -199,13 +200,18 @@ func (s *Server) adopt(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the connection can't be upgraded", http.StatusInternalServerError)
 		return
 	}
-	var head strings.Builder
-	head.WriteString(r.Method + " " + r.RequestURI + " HTTP/1.1\r\nHost: " + r.Host + "\r\n")
-	// net/http has checked the fields; writing to a Builder does not fail.
-	_ = r.Header.Write(&head)
-	head.WriteString("\r\n")
 	rest, _ := rw.Reader.Peek(rw.Reader.Buffered())
-	if err := s.net.Adopt(conn, append([]byte(head.String()), rest...)); err != nil {
+	if err := s.net.Adopt(conn, append(headAgain(r), rest...)); err != nil {
 		s.log.Debug("adoption failed", "remote", r.RemoteAddr, "err", err)
 	}
+}
+
+// headAgain is the head of a request that net/http has read.
+func headAgain(r *http.Request) []byte {
+	var head bytes.Buffer
+	head.WriteString(r.Method + " " + r.RequestURI + " HTTP/1.1\r\nHost: " + r.Host + "\r\n")
+	// net/http has checked the fields; writing to a Buffer does not fail.
+	_ = r.Header.Write(&head)
+	head.WriteString("\r\n")
+	return head.Bytes()
 }

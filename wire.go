@@ -214,8 +214,13 @@ func (s *Server) wireHTTP() error {
 	}
 	s.public = handler.NewHTTPServer(handler.NewPublic(public), s.log)
 	// Requests of the public port are small, and its connections counted: who
-	// dribbles gives the place back soon.
-	s.public.ReadTimeout, s.public.IdleTimeout = 10*time.Second, 30*time.Second
+	// dribbles gives the place back soon. net/http counts the time to write from
+	// the end of the head.
+	s.public.ReadHeaderTimeout = min(s.public.ReadHeaderTimeout, o.Limits.HTTPTimeout)
+	s.public.ReadTimeout, s.public.WriteTimeout, s.public.IdleTimeout = o.Limits.HTTPTimeout, 2*o.Limits.HTTPTimeout, min(30*time.Second, 3*o.Limits.HTTPTimeout)
+	// A later request of a connection has the bound of the first, to which net/http
+	// adds 4 KiB.
+	s.public.MaxHeaderBytes = netpoll.MaxHead - 4<<10
 	version, _ := buildVersion()
 	s.admin = handler.NewHTTPServer(handler.NewAdmin(handler.AdminOptions{
 		API: handler.APIOptions{

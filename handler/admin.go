@@ -76,9 +76,23 @@ func adminGet(r gin.IRouter, path string, h gin.HandlerFunc) {
 	r.HEAD(path, h)
 }
 
+// adminHeaders stand on every answer. A page of elsewhere that is open in the
+// browser of somebody who reaches the port may not make it work, nor put its
+// answers into itself: the browser says where a request comes from (Fetch
+// Metadata), and following a link is all that is left.
 func adminHeaders(c *gin.Context) {
 	c.Header("X-Content-Type-Options", "nosniff")
 	c.Header("Cache-Control", "no-store")
+	c.Header("Referrer-Policy", "no-referrer")
+	c.Header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	c.Header("Cross-Origin-Resource-Policy", "same-origin")
+	h := c.Request.Header
+	switch h.Get("Sec-Fetch-Site") {
+	case "cross-site", "same-site":
+		if c.Request.Method != http.MethodGet || h.Get("Sec-Fetch-Dest") != "document" {
+			adminError(c, http.StatusForbidden, apiBadRequest)
+		}
+	}
 }
 
 func adminError(c *gin.Context, status int, e *apiError) {

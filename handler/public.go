@@ -106,7 +106,43 @@ func NewPublic(o PublicOptions) http.Handler {
 	if o.Demo {
 		registerDemo(e, o)
 	}
-	return headAsGet(e, o.EventPaths)
+	return bounded(headAsGet(e, o.EventPaths))
+}
+
+// maxHeaderLines is what the event loops allow the first request of a
+// connection.
+const maxHeaderLines = 100
+
+// bounded holds later requests of a connection to the bounds of the first,
+// which an event loop has read.
+//
+// A body in chunks is the last of its connection: net/http takes one that has a
+// Content-Length as well, without a word about it, and a proxy before us that
+// went by the length would see another request behind it than we do (RFC 9112,
+// section 6.1 and 11.2).
+func bounded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		lines := 1 // net/http keeps Host elsewhere
+		for _, values := range r.Header {
+			lines += len(values)
+		}
+		if lines > maxHeaderLines {
+			w.Header().Set("Connection", "close")
+			w.Header().Set("Cache-Control", "no-store")
+			http.Error(w, "too many header lines", http.StatusRequestHeaderFieldsTooLarge)
+			return
+		}
+		if r.ProtoMajor != 1 {
+			// The preface of HTTP/2 (RFC 9113, section 3.4), which net/http lets through.
+			w.Header().Set("Connection", "close")
+			http.Error(w, "HTTP/1.1 is needed", http.StatusHTTPVersionNotSupported)
+			return
+		}
+		if len(r.TransferEncoding) > 0 {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // problem answers with the shape of RFC 6749's errors, so that a client of the

@@ -66,6 +66,8 @@ func (c *conn) checkRequest(h *head) bool {
 		why = "this path is no WebSocket"
 	case h.origins > 1 || h.authorizations > 1:
 		why = "one Origin and one Authorization header at the most"
+	case h.origins == 1 && len(h.origin) == 0:
+		why = "Origin must name one"
 	default:
 		return true
 	}

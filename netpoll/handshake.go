@@ -60,6 +60,10 @@ func (c *conn) readHead(b []byte) {
 // request decides about a whole head, the first n bytes of b.
 func (c *conn) request(b []byte, n int) {
 	h, err := parseHead(b[:n])
+	if err == errHeadTooLarge {
+		c.refuseHead(OutcomeTooLarge, http.StatusRequestHeaderFieldsTooLarge, "too many header lines", "")
+		return
+	}
 	if err != nil {
 		c.refuseHead(OutcomeBadRequest, http.StatusBadRequest, "malformed request", "")
 		return
@@ -169,6 +173,8 @@ func (c *conn) checkForm(h *head) bool {
 		return bad("Sec-WebSocket-Key must be 16 bytes in base64")
 	case h.origins > 1 || h.authorizations > 1:
 		return bad("one Origin and one Authorization header at the most")
+	case h.origins == 1 && len(h.origin) == 0:
+		return bad("Origin must name one") // an empty one would pass for none
 	}
 	return true
 }
@@ -314,7 +320,7 @@ func (c *conn) overload() {
 func (c *conn) refuseHead(o Outcome, status int, text, extra string) {
 	c.loop.stats.Outcomes[o].Add(1)
 	c.reason = session.ReasonHandshakeRefused
-	b := make([]byte, 0, 256)
+	b := make([]byte, 0, 384)
 	b = append(b, "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(b, ' ')
@@ -325,7 +331,7 @@ func (c *conn) refuseHead(o Outcome, status int, text, extra string) {
 	}
 	b = append(b, "\r\nContent-Type: "...)
 	b = append(b, kind...)
-	b = append(b, "\r\nConnection: close\r\n"...)
+	b = append(b, "\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nConnection: close\r\n"...)
 	b = append(b, extra...)
 	b = append(b, "Content-Length: "...)
 	b = strconv.AppendInt(b, int64(len(text)+1), 10)

@@ -3,6 +3,7 @@ package netpoll
 import (
 	"bytes"
 	"errors"
+	"net/url"
 	"strings"
 )
 
@@ -36,7 +37,12 @@ type head struct {
 	forwarded            []byte // all X-Forwarded-For lines, joined
 	unknown              bool   // the version is not HTTP/1.0 or HTTP/1.1
 	length, coding       bool   // Content-Length other than 0, Transfer-Encoding
+	lengths              bool   // there is a Content-Length
 }
+
+// maxHeadLines bounds the header lines of a request head: browsers send about
+// twenty, proxies add a few, and a line costs more than its bytes.
+const maxHeadLines = 100
 
 // headEnd is the length of the head at the front of b, with the empty line; 0
 // while it is incomplete. from is where the search begins. A line feed without
@@ -132,10 +138,13 @@ func parseHead(b []byte) (h head, err error) {
 	} else {
 		h.minor = rest[7] - '0'
 	}
-	for {
+	for lines := 0; ; lines++ {
 		line, b = cutLine(b)
 		if len(line) == 0 {
-			return h, nil
+			return h, h.framing()
+		}
+		if lines == maxHeadLines {
+			return h, errHeadTooLarge
 		}
 		name, value, ok := bytes.Cut(line, []byte{':'})
 		// A name is a token, without blanks before the colon, and a line that
@@ -151,6 +160,16 @@ func parseHead(b []byte) (h head, err error) {
 		}
 		h.field(name, value)
 	}
+}
+
+// framing refuses a body that two readers may find to be of two lengths: one
+// with a Content-Length and a Transfer-Encoding, or with the latter in HTTP/1.0
+// (RFC 9112, section 6.1). net/http would take either.
+func (h *head) framing() error {
+	if h.coding && (h.lengths || h.minor == 0 && !h.unknown) {
+		return errMalformedHead
+	}
+	return nil
 }
 
 // validHost tells whether b can be a Host: uri-host, with an optional port (RFC
@@ -206,6 +225,7 @@ func (h *head) field(name, value []byte) {
 		}
 	case 14:
 		if fold(name, "content-length") {
+			h.lengths = true
 			h.length = h.length || string(value) != "0"
 		}
 	case 15:
@@ -268,13 +288,20 @@ func listed(list []byte, lower string) bool {
 	return false
 }
 
-// path and query of the target. An absolute-form target (RFC 9112, section
-// 3.2.2) is taken by its path. Both die with the head.
+// path and query of the target. An absolute-form target is taken by its path,
+// and its authority takes the place of Host (RFC 9112, section 3.2.2), as it
+// does in net/http. Both die with the head.
 func (h *head) path() (path, query string) {
 	t := text(h.target)
 	if !strings.HasPrefix(t, "/") {
 		for _, scheme := range [...]string{"http://", "https://", "ws://", "wss://"} {
 			if len(t) > len(scheme) && strings.EqualFold(t[:len(scheme)], scheme) {
+				if u, err := url.ParseRequestURI(t); err == nil && u.User == nil {
+					h.host = []byte(u.Host)
+					h.badHost = h.badHost || !validHost(h.host)
+				} else {
+					h.badHost = true
+				}
 				t = t[len(scheme):]
 				if i := strings.IndexAny(t, "/?"); i < 0 {
 					t = "/"

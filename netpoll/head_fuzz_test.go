@@ -80,11 +80,7 @@ func compare(t *testing.T, b []byte, outcome string) {
 			t.Fatalf("net/http says %v of what is well-formed here: %q", theirErr, b[:n])
 		}
 		if outcome == "101" {
-			// The URL's rest is of no consequence to an upgrade: the path was found.
-			var bad *url.Error
-			if !errors.As(theirErr, &bad) {
-				t.Fatalf("upgraded, where net/http says %v: %q", theirErr, b[:n])
-			}
+			t.Fatalf("upgraded, where net/http says %v: %q", theirErr, b[:n])
 		}
 		return
 	}
@@ -106,8 +102,15 @@ func compare(t *testing.T, b []byte, outcome string) {
 	if got, want := string(h.protocols), strings.Join(fields["Sec-Websocket-Protocol"], ", "); got != want {
 		t.Fatalf("net/http reads protocols %q, not %q", want, got)
 	}
-	if path, query := h.path(); outcome == "101" && (theirs.URL.Path != path || theirs.URL.RawQuery != query) {
-		t.Fatalf("net/http reads path %q and query %q, not %q and %q", theirs.URL.Path, theirs.URL.RawQuery, path, query)
+	path, query := h.path()
+	if outcome != "101" {
+		return
+	}
+	if theirs.URL.Path != path || theirs.URL.RawQuery != query || theirs.Host != string(h.host) {
+		t.Fatalf("net/http reads host %q, path %q and query %q, not %q, %q and %q", theirs.Host, theirs.URL.Path, theirs.URL.RawQuery, h.host, path, query)
+	}
+	if theirs.ContentLength != 0 || len(theirs.TransferEncoding) > 0 {
+		t.Fatalf("net/http sees a body of %d bytes, %v: %q", theirs.ContentLength, theirs.TransferEncoding, b[:n])
 	}
 }
 
@@ -129,8 +132,7 @@ func netHTTP(b []byte) (*http.Request, textproto.MIMEHeader, error) {
 }
 
 // laxer tells whether a head that net/http refuses is meant to pass here: it
-// goes to net/http, which answers it. What is upgraded is none of these, save
-// for an absolute URL's host.
+// goes to net/http, which answers it. What is upgraded is none of these.
 //   - Empty lines before a request (RFC 9112, section 2.2), which net/http takes
 //     behind a POST only; netHTTP leaves them out.
 //   - Another version than 1.0 and 1.1: 505 is net/http's answer.
@@ -148,6 +150,9 @@ func laxer(h *head, err error) bool {
 //   - obs-fold (net/http: joined), and lines of blanks alone.
 //   - Blanks within or before the end of a name (net/http: kept).
 //   - First bytes that can't begin a request.
+//   - More than maxHeadLines.
+//   - A Transfer-Encoding with a Content-Length, or in HTTP/1.0: net/http forgets
+//     one of the two.
 func stricter(b []byte) bool {
 	end := bytes.Index(b, []byte("\r\n\r\n"))
 	if bytes.Contains(bytes.ReplaceAll(b, []byte("\r\n"), nil), []byte("\n")) ||
@@ -158,16 +163,19 @@ func stricter(b []byte) bool {
 		return true
 	}
 	lines := bytes.Split(bytes.TrimLeft(b, "\r\n"), []byte("\r\n"))
-	for _, line := range lines[1:] {
+	length, coding := false, false
+	for i, line := range lines[1:] {
 		if len(line) == 0 {
 			break
 		}
 		name, _, ok := bytes.Cut(line, []byte(":"))
-		if !ok || bytes.ContainsAny(name, " \t") || len(name) == 0 {
+		if !ok || bytes.ContainsAny(name, " \t") || len(name) == 0 || i == maxHeadLines {
 			return true
 		}
+		length = length || strings.EqualFold(string(name), "Content-Length")
+		coding = coding || strings.EqualFold(string(name), "Transfer-Encoding")
 	}
-	return false
+	return coding && (length || bytes.HasSuffix(lines[0], []byte("HTTP/1.0")))
 }
 
 // netHTTP's own end of input must not be taken for a malformed head.

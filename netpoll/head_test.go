@@ -2,6 +2,7 @@ package netpoll
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,14 @@ var headCases = []headCase{
 	{"3.2.2", "absolute-form", asking("GET http://x/echo HTTP/1.1"), "101"},
 	{"3.2.2", "absolute-form, upper case", asking("GET HTTP://X/echo HTTP/1.1"), "101"},
 	{"3.2.2", "absolute-form of a WebSocket", asking("GET wss://x:1/echo?a=/b HTTP/1.1"), "101"},
+	{"3.2.2", "absolute-form with a user", asking("GET http://u@x/echo HTTP/1.1"), "400"},
+	{"3.2.2", "absolute-form with a user and a secret", asking("GET http://u:p@x/echo HTTP/1.1"), "400"},
+	{"3.2.2", "absolute-form with a port that is none", asking("GET http://x:y/echo HTTP/1.1"), "400"},
+	{"3.2.2", "absolute-form with an open bracket", asking("GET http://[::1/echo HTTP/1.1"), "400"},
+	{"3.2.2", "absolute-form with a bad escape in the host", asking("GET http://%zz/echo HTTP/1.1"), "400"},
+	{"3.2.2", "absolute-form without a host", asking("GET http:///echo HTTP/1.1"), "400"},
+	{"3.2.2", "absolute-form, and no Host", asking("GET http://x/echo HTTP/1.1", "-Host"), "400"},
+	{"3.2.2", "absolute-form, Host names another", asking("GET http://y/echo HTTP/1.1"), "101"},
 	{"3.2.2", "absolute-form without a path", asking("GET http://x HTTP/1.1"), "net/http"},
 	{"3.2.2", "absolute-form, a path in the query only", asking("GET http://x?/echo HTTP/1.1"), "net/http"},
 	{"3.2.2", "absolute-form of another scheme", asking("GET ftp://x/echo HTTP/1.1"), "net/http"},
@@ -139,6 +148,21 @@ var headCases = []headCase{
 	{"6.2", "a body of 0", asking(get, "Content-Length: 0"), "101"},
 	{"6.3", "two lengths", asking(get, "Content-Length: 0", "Content-Length: 5"), "400"},
 	{"6.1", "a coding", asking(get, "Transfer-Encoding: chunked"), "400"},
+	{"6.3", "two lengths that agree", asking(get, "Content-Length: 0", "Content-Length: 0"), "101"},
+	{"6.2", "a length that is none", asking(get, "Content-Length: +0"), "400"},
+	{"6.2", "a list of lengths", asking(get, "Content-Length: 0, 0"), "400"},
+	{"6.2", "a length with blanks", asking(get, "Content-Length:  \t0 "), "101"},
+	{"6.1", "a coding that is not chunked", asking(get, "Transfer-Encoding: identity"), "400"},
+	{"6.1", "a coding without a value", asking(get, "Transfer-Encoding:"), "400"},
+	{"6.1", "a length and a coding", request("POST /other HTTP/1.1", "Host: x", "Content-Length: 5", "Transfer-Encoding: chunked") + "0\r\n\r\n", "400"},
+	{"6.1", "a coding and a length", request("POST /other HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", "Content-Length: 5") + "0\r\n\r\n", "400"},
+	{"6.1", "a length of 0 and a coding", request("POST /other HTTP/1.1", "Host: x", "Content-Length: 0", "Transfer-Encoding: chunked") + "0\r\n\r\n", "400"},
+	{"6.1", "a coding in HTTP/1.0", request("POST /other HTTP/1.0", "Host: x", "Transfer-Encoding: chunked") + "0\r\n\r\n", "400"},
+	{"6.1", "a coding alone", request("POST /other HTTP/1.1", "Host: x", "Transfer-Encoding: chunked") + "0\r\n\r\n", "net/http"},
+	{"RFC 6585, 5", "a hundred header lines", asking(get, slices.Repeat([]string{"X: a"}, 95)...), "101"},
+	{"RFC 6585, 5", "a hundred and one", asking(get, slices.Repeat([]string{"X: a"}, 96)...), "431"},
+	{"RFC 6585, 5", "a hundred and one, for net/http", request(append([]string{"GET /other HTTP/1.1"}, slices.Repeat([]string{"X: a"}, 101)...)...), "431"},
+	{"RFC 6454, 7.1", "an empty Origin", asking(get, "Origin:"), "400"},
 	{"RFC 6455, 4.2.1", "no version", asking(get, "-Sec-WebSocket-Version"), "426"},
 	{"RFC 6455, 4.2.1", "version 8", asking(get, "-Sec-WebSocket-Version", "Sec-WebSocket-Version: 8"), "426"},
 	{"RFC 6455, 4.2.1", "two versions", asking(get, "Sec-WebSocket-Version: 13"), "426"},
@@ -270,24 +294,26 @@ func TestHeadFields(t *testing.T) {
 }
 
 func TestHeadPath(t *testing.T) {
-	for _, tt := range []struct{ target, path, query string }{
-		{"/", "/", ""},
-		{"/a?b?c", "/a", "b?c"},
-		{"/a?", "/a", ""},
-		{"//a/b", "//a/b", ""},
-		{"*", "*", ""},
-		{"http://x/a?b", "/a", "b"},
-		{"https://x", "/", ""},
-		{"https://x?b", "/", "b"},
-		{"http://x?b/c", "/", "b/c"},
-		{"WS://x/a", "/a", ""},
-		{"http://", "http://", ""},
-		{"http:/a", "http:/a", ""},
-		{"ftp://x/a", "ftp://x/a", ""},
+	for _, tt := range []struct{ target, path, query, host string }{
+		{"/", "/", "", "own"},
+		{"/a?b?c", "/a", "b?c", "own"},
+		{"/a?", "/a", "", "own"},
+		{"//a/b", "//a/b", "", "own"},
+		{"*", "*", "", "own"},
+		{"http://x/a?b", "/a", "b", "x"},
+		{"https://x", "/", "", "x"},
+		{"https://x?b", "/", "b", "x"},
+		{"http://x?b/c", "/", "b/c", "x"},
+		{"WS://X:1/a", "/a", "", "X:1"},
+		{"http://[::1]:2/a", "/a", "", "[::1]:2"},
+		{"http://", "http://", "", "own"},
+		{"http:/a", "http:/a", "", "own"},
+		{"ftp://x/a", "ftp://x/a", "", "own"},
 	} {
-		h := head{target: []byte(tt.target)}
-		if path, query := h.path(); path != tt.path || query != tt.query {
-			t.Errorf("%s: got %q and %q, want %q and %q", tt.target, path, query, tt.path, tt.query)
+		h := head{target: []byte(tt.target), host: []byte("own")}
+		path, query := h.path()
+		if path != tt.path || query != tt.query || string(h.host) != tt.host || h.badHost {
+			t.Errorf("%s: got %q, %q and %q, want %q, %q and %q", tt.target, path, query, h.host, tt.path, tt.query, tt.host)
 		}
 	}
 }
