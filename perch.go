@@ -30,8 +30,13 @@ const (
 	stateDraining
 )
 
-// poolGrace is what a method that blocks gets at the end.
-const poolGrace = 2 * time.Second
+const (
+	// poolGrace is what a method that blocks gets at an end without a drain, and at
+	// the end of a budget that is spent.
+	poolGrace = 200 * time.Millisecond
+	// stopGrace is what the event loops get to end.
+	stopGrace = 5 * time.Second
+)
 
 // fewConnections is below what anybody wants to serve who has not said so.
 const fewConnections = 1000
@@ -42,7 +47,8 @@ var ErrAborted = errors.New("perch: stopped before the drain was done")
 // Server is one Perch. New wires it, Run runs it until its context ends and
 // it has drained. It is run once.
 type Server struct {
-	opts     Options
+	opts     Options                 // those that it was made with
+	live     atomic.Pointer[Options] // those that hold now
 	log      *slog.Logger
 	capacity capacity
 	node     session.Node
@@ -90,7 +96,7 @@ func New(opts Options) (*Server, error) {
 	ok := false
 	defer func() {
 		if !ok {
-			s.release()
+			s.release(time.Now())
 		}
 	}()
 	for _, step := range []func() error{s.takePorts, s.wireAuth, s.wireCore, s.wireNet, s.wireHTTP} {
@@ -98,6 +104,7 @@ func New(opts Options) (*Server, error) {
 			return nil, err
 		}
 	}
+	s.live.Store(&s.opts)
 	ok = true
 	return s, nil
 }
@@ -165,9 +172,11 @@ func (s *Server) PublishRequest(ctx context.Context, name string, p *topic.Publi
 func (s *Server) Abort() { s.once.Do(func() { close(s.abort) }) }
 
 // Run serves until ctx ends, then drains. It returns nil after a drain,
-// ErrAborted where Abort cut it short, and an error when a port could not be served or the event loops ended unasked.
+// ErrAborted where Abort cut it short, and an error when a port could not be
+// served or the event loops ended unasked.
 func (s *Server) Run(ctx context.Context) error {
-	defer s.release()
+	deadline := time.Now() // of the end
+	defer func() { s.release(deadline) }()
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -192,20 +201,10 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-s.net.Started():
 		s.state.Store(int32(stateReady))
 		close(s.ready)
-		s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", s.capacity.soft)
-		if s.capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
-			s.log.Warn("the descriptor limit leaves room for few connections: raise it (ulimit -n, LimitNOFILE=)",
-				"descriptors", s.capacity.descriptors, "connections", s.capacity.soft)
-		}
-		if a, err := netip.ParseAddrPort(s.AdminAddr()); err == nil && !a.Addr().IsLoopback() {
-			s.log.Warn("the admin port is not on loopback: metrics and profiles take no key", "admin", s.AdminAddr())
-		}
-		if s.opts.Insecure {
-			s.log.Warn("insecure mode: no token is needed and every topic operation is allowed")
-		}
+		s.greet()
 		select {
 		case <-ctx.Done():
-			err = s.shutdown()
+			deadline, err = s.shutdown()
 		case <-s.abort:
 		case err = <-failed:
 		case err = <-loops:
@@ -218,7 +217,7 @@ func (s *Server) Run(ctx context.Context) error {
 	_ = s.public.Close()
 	_ = s.admin.Close()
 	s.commands.Close()
-	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	stop, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
 	if e := s.net.Stop(stop); e != nil && err == nil {
 		err = fmt.Errorf("perch: %w", e)
@@ -233,32 +232,62 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// shutdown is the orderly end, within the drain's budget. ErrAborted: Abort has
-// cut it short.
-func (s *Server) shutdown() error {
+// greet logs what an operator should know of a server that is ready.
+func (s *Server) greet() {
+	s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", s.capacity.soft)
+	if s.capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
+		s.log.Warn("the descriptor limit leaves room for few connections: raise it (ulimit -n, LimitNOFILE=)",
+			"descriptors", s.capacity.descriptors, "connections", s.capacity.soft)
+	}
+	if a, err := netip.ParseAddrPort(s.AdminAddr()); err == nil && !a.Addr().IsLoopback() {
+		s.log.Warn("the admin port is not on loopback: metrics and profiles take no key", "admin", s.AdminAddr())
+	}
+	if s.opts.Insecure {
+		s.log.Warn("insecure mode: no token is needed and every topic operation is allowed")
+	}
+}
+
+// shutdown is the orderly end: not ready, then, after the delay, no new
+// connections, no sessions, no requests, within the budget; deadline is when
+// that ends. ErrAborted: Abort has cut it short.
+func (s *Server) shutdown() (deadline time.Time, err error) {
 	s.state.Store(int32(stateDraining))
-	ctx, cancel := context.WithTimeout(context.Background(), s.opts.Drain.Budget)
+	o := s.live.Load().Drain
+	life, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
 		select {
 		case <-s.abort:
 			cancel()
-		case <-ctx.Done():
+		case <-life.Done():
 		}
 	}()
-	s.net.Refuse()
-	s.drain(ctx)
-	_ = s.public.Shutdown(ctx) // what is left is closed next
+	s.log.Info("draining", "sessions", s.net.Stats().Sessions, "delay", o.Delay, "budget", o.Budget)
+	pause(life, o.Delay)
+	begun := time.Now()
+	deadline = begun.Add(o.Budget)
+	ctx, stop := context.WithDeadline(life, deadline)
+	defer stop()
+	if err := s.net.Unlisten(ctx); err != nil {
+		s.log.Warn("new connections are answered with 503 until the end", "err", err)
+	}
+	// Requests that are under way go on beside the sessions; idle connections go.
+	var public sync.WaitGroup
+	public.Go(func() { _ = s.public.Shutdown(ctx) }) // what is left is closed next
+	s.drain(ctx, begun)
+	public.Wait()
+	_ = s.admin.Shutdown(ctx) // the last: readiness and metrics are asked for meanwhile
 	select {
 	case <-s.abort:
-		return ErrAborted
+		return time.Now(), ErrAborted
 	default:
-		return nil
+		return deadline, nil
 	}
 }
 
-// release gives back what New has taken.
-func (s *Server) release() {
+// release gives back what New has taken. Methods that are at work have until
+// the deadline, or a moment.
+func (s *Server) release(deadline time.Time) {
 	if s.adminLn != nil {
 		_ = s.adminLn.Close()
 	}
@@ -266,7 +295,7 @@ func (s *Server) release() {
 		s.commands.Close()
 	}
 	if s.pool != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), poolGrace)
+		ctx, cancel := context.WithTimeout(context.Background(), max(poolGrace, time.Until(deadline)))
 		defer cancel()
 		if err := s.pool.Close(ctx); err != nil {
 			s.log.Warn("methods are still at work", "err", err)

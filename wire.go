@@ -105,7 +105,7 @@ func (s *Server) wireCore() error {
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
-		ReplyBytes: o.Limits.PendingBytes,
+		ReplyBytes: o.Limits.PendingBytes, CallTimeout: o.Pool.CallTimeout,
 	})
 	if err != nil {
 		return err

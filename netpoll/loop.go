@@ -31,8 +31,10 @@ type loop struct {
 	start  time.Time
 	drain  drainTask
 
-	inbox   inbox
-	ticking atomic.Bool // a turn of the wheel is in the inbox
+	inbox inbox
+	// asked is since when a turn of the wheel is in the inbox, in nanoseconds of the
+	// server's life; 0: none is.
+	asked atomic.Int64
 
 	// The loop's.
 	chunks [][]conn // conns never move, and a slot's memory is used again
@@ -157,7 +159,7 @@ func (l *loop) rand() uint64 {
 // tick asks for a turn of the wheel, unless one waits already. Safe from any
 // goroutine.
 func (l *loop) tick() {
-	if l.stats.Open.Load() > 0 && l.ticking.CompareAndSwap(false, true) {
+	if l.stats.Open.Load() > 0 && l.asked.CompareAndSwap(0, max(1, int64(time.Since(l.server.made)))) {
 		l.PostTask(0, turnWheel{l})
 	}
 }

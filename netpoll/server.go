@@ -39,6 +39,9 @@ type Server struct {
 	watcher   *watcher
 	admission *admission
 	kicks     chan *loop
+	listening listening
+
+	acceptFailures acceptFailures
 
 	open        atomic.Int64 // connections on the loops
 	handed      atomic.Int64 // connections with net/http
@@ -50,6 +53,9 @@ type Server struct {
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
+
+	ticked atomic.Int64 // the last tick, in nanoseconds since made
+	made   time.Time
 
 	started    chan struct{}
 	startOnce  sync.Once
@@ -81,7 +87,7 @@ func New(o Options) (*Server, error) {
 	}
 	o.Loops = min(o.Loops, session.MaxLoops)
 	s := &Server{
-		opts: o, log: o.Logger, ports: make(map[string]*port),
+		opts: o, log: o.Logger, ports: make(map[string]*port), made: time.Now(),
 		kicks: make(chan *loop, session.MaxLoops), started: make(chan struct{}), done: make(chan struct{}),
 	}
 	if o.PingInterval > 0 {
@@ -135,7 +141,7 @@ func (s *Server) Run() error {
 	go s.watcher.run()
 	err := gnet.Rotate(&s.handler, addrs,
 		gnet.WithReusePort(true), gnet.WithReuseAddr(true), gnet.WithNumEventLoop(s.opts.Loops),
-		gnet.WithLoadBalancing(gnet.LeastConnections), gnet.WithTicker(true), gnet.WithLogger(gnetLog{s.log}),
+		gnet.WithLoadBalancing(gnet.LeastConnections), gnet.WithTicker(true), gnet.WithLogger(gnetLog{s.log, s}),
 		gnet.WithTCPNoDelay(gnet.TCPNoDelay))
 	_ = s.front.Close()
 	_ = s.watcher.file.Close()
@@ -154,8 +160,7 @@ func (s *Server) Run() error {
 // Started is closed when all loops take connections.
 func (s *Server) Started() <-chan struct{} { return s.started }
 
-// Refuse makes the server answer every further request head with 503: a drain
-// has begun.
+// Refuse makes the server answer every further request head with 503.
 func (s *Server) Refuse() { s.draining.Store(true) }
 
 // Stop closes what is still open and ends Run. The ticker tells gnet, within a
@@ -273,13 +278,42 @@ func (s *Server) portOf(c gnet.Conn) *port {
 // tickNow asks every loop for a turn of its wheel.
 func (s *Server) tickNow() time.Duration {
 	s.startOnce.Do(func() {
+		err := s.listening.find(s)
+		if err != nil {
+			s.log.Warn("listeners not found: a drain answers with 503 until its end", "err", err)
+		}
 		if s.opts.DeferAccept {
-			if err := s.deferAccept(); err != nil {
+			if err == nil {
+				err = s.listening.deferAccept()
+			}
+			if err != nil {
 				s.log.Warn("silent connections are accepted", "err", err)
 			}
 		}
 		close(s.started)
 	})
+	s.listening.resume(time.Now())
+	s.ticked.Store(int64(time.Since(s.made)))
 	s.each((*loop).tick)
 	return tick
+}
+
+// Lag is for how long the slowest loop has not got round to the turn of its
+// wheel that a tick asked for, or the ticks themselves have not come; a loop
+// without connections has none. It is above a second where a handler blocks its
+// loop, or something keeps the whole process. Safe from any goroutine.
+func (s *Server) Lag() (lag time.Duration, index int) {
+	now := time.Since(s.made)
+	select {
+	case <-s.started:
+		lag = max(0, now-time.Duration(s.ticked.Load())-tick)
+	default:
+	}
+	index = -1
+	s.each(func(l *loop) {
+		if asked := l.asked.Load(); asked > 0 && now-time.Duration(asked) > lag {
+			lag, index = now-time.Duration(asked), l.index
+		}
+	})
+	return lag, index
 }
