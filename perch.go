@@ -50,14 +50,15 @@ type Server struct {
 	opts     Options                 // those that it was made with
 	live     atomic.Pointer[Options] // those that hold now
 	log      *slog.Logger
-	capacity capacity
+	level    *slog.LevelVar // of log; nil: it is the caller's
+	loops    int
+	capacity atomic.Pointer[capacity]
 	node     session.Node
 	started  time.Time
 
 	// The parts, from the bottom up.
-	authority *auth.Authority
-	verifier  *auth.Verifier
-	origins   *origins
+	authority *auth.Live
+	origins   atomic.Pointer[origins]
 	registry  *session.Registry
 	topics    *topic.Topics
 	pool      *handler.Pool
@@ -73,6 +74,8 @@ type Server struct {
 	abort chan struct{}
 	once  sync.Once
 
+	reload          sync.Mutex
+	reloads         stats.Vec[string]
 	issued, refused stats.Vec[string]
 	apiCalls        stats.Vec[stats.APILabel]
 }
@@ -91,7 +94,7 @@ func New(opts Options) (*Server, error) {
 		opts: opts, log: opts.Logger, started: time.Now(), ready: make(chan struct{}), abort: make(chan struct{}),
 	}
 	if s.log == nil {
-		s.log = newLogger(opts.Log)
+		s.log, s.level = newLogger(opts.Log)
 	}
 	ok := false
 	defer func() {
@@ -109,15 +112,15 @@ func New(opts Options) (*Server, error) {
 	return s, nil
 }
 
-// newLogger is the logger of the options, on standard error.
-func newLogger(o LogOptions) *slog.Logger {
-	var level slog.Level
+// newLogger is the logger of the options, on standard error, and its level.
+func newLogger(o LogOptions) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
 	_ = level.UnmarshalText([]byte(o.Level)) // Check has seen it
 	ho := &slog.HandlerOptions{Level: level}
 	if o.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, ho))
+		return slog.New(slog.NewJSONHandler(os.Stderr, ho)), level
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, ho))
+	return slog.New(slog.NewTextHandler(os.Stderr, ho)), level
 }
 
 // Ready is closed when both ports take connections.
@@ -170,6 +173,22 @@ func (s *Server) PublishRequest(ctx context.Context, name string, p *topic.Publi
 // Abort ends Run at once, whatever a drain has left: what a second signal
 // does. Safe from any goroutine.
 func (s *Server) Abort() { s.once.Do(func() { close(s.abort) }) }
+
+// Lag is for how long the slowest event loop has not got round to its turn,
+// which comes ten times a second while it has connections. Seconds of it mean
+// that something blocks a loop, and its sessions with it. Safe from any
+// goroutine.
+func (s *Server) Lag() time.Duration {
+	lag, _ := s.net.Lag()
+	return lag
+}
+
+// DrainTime is the longest that the drain takes, by the options that hold. Safe
+// from any goroutine.
+func (s *Server) DrainTime() time.Duration {
+	o := s.live.Load().Drain
+	return o.Delay + o.Budget
+}
 
 // Run serves until ctx ends, then drains. It returns nil after a drain,
 // ErrAborted where Abort cut it short, and an error when a port could not be
@@ -234,10 +253,11 @@ func (s *Server) Run(ctx context.Context) error {
 
 // greet logs what an operator should know of a server that is ready.
 func (s *Server) greet() {
-	s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", s.capacity.soft)
-	if s.capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
+	capacity := s.capacity.Load()
+	s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", capacity.soft)
+	if capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
 		s.log.Warn("the descriptor limit leaves room for few connections: raise it (ulimit -n, LimitNOFILE=)",
-			"descriptors", s.capacity.descriptors, "connections", s.capacity.soft)
+			"descriptors", capacity.descriptors, "connections", capacity.soft)
 	}
 	if a, err := netip.ParseAddrPort(s.AdminAddr()); err == nil && !a.Addr().IsLoopback() {
 		s.log.Warn("the admin port is not on loopback: metrics and profiles take no key", "admin", s.AdminAddr())

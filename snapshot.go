@@ -42,7 +42,7 @@ func (s *Server) snapshot() stats.Snapshot {
 	out := stats.Snapshot{
 		Version: version, Revision: revision,
 		Ready: s.state.Load() == int32(stateReady), Insecure: s.opts.Insecure,
-		Connections: int64(n.Open), ConnectionLimit: int64(s.capacity.soft), Accepted: n.Accepted,
+		Connections: int64(n.Open), ConnectionLimit: int64(s.capacity.Load().soft), Accepted: n.Accepted,
 		Refused: map[string]uint64{
 			"soft_cap": n.Handshakes[netpoll.OutcomeOverload.String()], "hard_cap": n.Refused,
 		},
@@ -69,6 +69,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
 		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		Reloads: s.reloads.Map(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 	}
 	for _, l := range n.Loops {

@@ -25,7 +25,8 @@ import (
 
 // TokenOptions are of the token endpoints. Authority must be set.
 type TokenOptions struct {
-	Authority *auth.Authority
+	// Authority is asked once for each request.
+	Authority func() *auth.Authority
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
 }
@@ -33,7 +34,7 @@ type TokenOptions struct {
 // tokenBodyMax is the largest body taken, in bytes.
 const tokenBodyMax = 64 << 10
 
-// tokenEndpoints serve RFC 6749 (token), RFC 7009 (revocation), RFC 7662
+// tokenEndpoints serve a request of RFC 6749 (token), RFC 7009 (revocation), RFC 7662
 // (introspection) and RFC 7517 (keys).
 type tokenEndpoints struct {
 	auth *auth.Authority
@@ -44,14 +45,17 @@ type tokenEndpoints struct {
 // and GET /.well-known/jwks.json to r. They wait for password hashes and for the
 // disk: they belong on net/http's goroutines.
 func RegisterToken(r gin.IRoutes, opts TokenOptions) {
-	t := &tokenEndpoints{auth: opts.Authority, log: opts.Logger}
-	if t.log == nil {
-		t.log = slog.Default()
+	log := opts.Logger
+	if log == nil {
+		log = slog.Default()
 	}
-	r.POST("/v1/token", t.token)
-	r.POST("/v1/token/revoke", t.revoke)
-	r.POST("/v1/token/introspect", t.introspect)
-	r.GET("/.well-known/jwks.json", t.jwks)
+	serve := func(f func(*tokenEndpoints, *gin.Context)) gin.HandlerFunc {
+		return func(c *gin.Context) { f(&tokenEndpoints{auth: opts.Authority(), log: log}, c) }
+	}
+	r.POST("/v1/token", serve((*tokenEndpoints).token))
+	r.POST("/v1/token/revoke", serve((*tokenEndpoints).revoke))
+	r.POST("/v1/token/introspect", serve((*tokenEndpoints).introspect))
+	r.GET("/.well-known/jwks.json", serve((*tokenEndpoints).jwks))
 }
 
 // oauthError is an answer of RFC 6749 section 5.2.
@@ -213,8 +217,8 @@ func (t *tokenEndpoints) introspect(c *gin.Context) {
 	}(in))
 }
 
-// jwks is GET /.well-known/jwks.json. The keys stay as long as the process, so
-// that a verifier may keep them for minutes.
+// jwks is GET /.well-known/jwks.json. Keys seldom change: a verifier may keep
+// them for minutes.
 func (t *tokenEndpoints) jwks(c *gin.Context) {
 	c.Header("Cache-Control", "public, max-age=300")
 	c.Data(http.StatusOK, "application/jwk-set+json", t.auth.Keys.JWKS())

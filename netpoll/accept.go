@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -106,14 +107,10 @@ func acceptError(format string, args []any) error {
 }
 
 // told bounds how often something is logged that a flood brings about.
-type told struct{ at stats.Gauge }
+type told struct{ at atomic.Int64 }
 
-// now tells whether it is time, and takes note.
+// now tells whether it is time, and takes note. Safe from any goroutine.
 func (t *told) now() bool {
-	at := time.Now().UnixNano()
-	if last := t.at.Load(); at-last < int64(tellEvery) {
-		return false
-	}
-	t.at.Set(at)
-	return true
+	at, last := time.Now().UnixNano(), t.at.Load()
+	return at-last >= int64(tellEvery) && t.at.CompareAndSwap(last, at)
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,10 +22,11 @@ const (
 // admission decides about new connections beside the cap on all of them. Safe
 // from any goroutine.
 type admission struct {
-	perAddress int // 0: no bound
+	counts     bool         // addresses are counted: from the start, or not at all
+	perAddress atomic.Int64 // 0: no bound
 	shards     [16]addressShard
 
-	rate    float64 // a second; 0: no bound
+	rate    atomic.Int64 // a second; 0: no bound
 	rateMu  sync.Mutex
 	tokens  float64
 	updated time.Time
@@ -36,11 +38,20 @@ type addressShard struct {
 }
 
 func newAdmission(perAddress, rate int) *admission {
-	a := &admission{perAddress: perAddress, rate: float64(rate), tokens: float64(rate), updated: time.Now()}
+	a := &admission{counts: perAddress > 0, tokens: float64(rate), updated: time.Now()}
+	a.set(perAddress, rate)
 	for i := range a.shards {
 		a.shards[i].count = make(map[netip.Addr]int)
 	}
 	return a
+}
+
+// set changes the bounds. Connections that were not counted when they came can't
+// be taken out of the count: a bound on addresses holds only where there was one
+// at the start.
+func (a *admission) set(perAddress, rate int) {
+	a.perAddress.Store(int64(perAddress))
+	a.rate.Store(int64(rate))
 }
 
 // subject is the address that is counted: of IPv6 the /64, which one host can
@@ -69,19 +80,19 @@ func (a *admission) shard(s netip.Addr) *addressShard {
 // enter counts a connection of addr, and says whether it is one too many. It
 // is counted in any case, until leave.
 func (a *admission) enter(addr net.Addr) verdict {
-	if a.perAddress > 0 {
+	if a.counts {
 		if s, ok := subject(addr); ok {
 			sh := a.shard(s)
 			sh.mu.Lock()
 			sh.count[s]++
 			n := sh.count[s]
 			sh.mu.Unlock()
-			if n > a.perAddress {
+			if most := a.perAddress.Load(); most > 0 && int64(n) > most {
 				return overAddress
 			}
 		}
 	}
-	if a.rate > 0 && !a.spend(time.Now()) {
+	if a.rate.Load() > 0 && !a.spend(time.Now()) {
 		return overRate
 	}
 	return admitted
@@ -89,7 +100,7 @@ func (a *admission) enter(addr net.Addr) verdict {
 
 // leave takes a connection of addr out of the count.
 func (a *admission) leave(addr net.Addr) {
-	if a.perAddress == 0 {
+	if !a.counts {
 		return
 	}
 	s, ok := subject(addr)
@@ -111,8 +122,7 @@ const tellEvery = 10 * time.Second
 // tellRefused logs that connections are refused, now and then. Safe from any
 // goroutine.
 func (s *Server) tellRefused(why string) {
-	now, last := time.Now().UnixNano(), s.told.Load()
-	if now-last < int64(tellEvery) || s.draining.Load() || !s.told.CompareAndSwap(last, now) {
+	if s.draining.Load() || !s.refusals.now() {
 		return
 	}
 	s.log.Warn("connections are refused", slog.String("reason", why), slog.Int64("open", s.open.Load()))
@@ -122,7 +132,8 @@ func (s *Server) tellRefused(why string) {
 func (a *admission) spend(now time.Time) bool {
 	a.rateMu.Lock()
 	defer a.rateMu.Unlock()
-	a.tokens = min(a.rate, a.tokens+now.Sub(a.updated).Seconds()*a.rate)
+	rate := float64(a.rate.Load())
+	a.tokens = min(rate, a.tokens+now.Sub(a.updated).Seconds()*rate)
 	a.updated = now
 	if a.tokens < 1 {
 		return false

@@ -77,7 +77,7 @@ func (l *loop) open(socket gnet.Conn, port *port, refuse verdict) *conn {
 	c.refuse = refuse
 	l.stats.Accepted.Add(1)
 	l.stats.Open.Add(1)
-	c.setDeadline(l.server.opts.HandshakeTimeout)
+	c.setDeadline(l.server.limits.Load().HandshakeTimeout)
 	return c
 }
 

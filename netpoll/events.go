@@ -47,8 +47,8 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	}()
 	ad, _ := socket.Context().(*adopted)
 	socket.SetContext(nil)
-	n := s.open.Add(1)
-	if n > int64(s.opts.HardConnections) {
+	n, limits := s.open.Add(1), s.limits.Load()
+	if n > int64(limits.HardConnections) {
 		s.open.Add(-1)
 		s.refused.Add(1)
 		s.tellRefused("connection limit")
@@ -61,7 +61,7 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 		p = ad.port
 	}
 	v := s.admission.enter(socket.RemoteAddr())
-	if n > int64(s.opts.Connections) || s.draining.Load() {
+	if n > int64(limits.Connections) || s.draining.Load() {
 		v = overFull
 	}
 	c := l.open(socket, p, v)

@@ -18,23 +18,12 @@ type Options struct {
 	// may use, at most session.MaxLoops.
 	Loops  int
 	Logger *slog.Logger
-	// Connections is how many connections are served: the next ones get a 503.
-	// HardConnections, above it, is where connections are closed without a word;
-	// it stays below the descriptor limit, since a failing accept ends gnet.
-	Connections     int
-	HardConnections int
+	Limits
 	// DeferAccept leaves connections to the kernel until they say something, or for
 	// about a second.
 	DeferAccept bool
-	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64: the next
-	// ones get a 429. ConnectionRate bounds how many come in a second: the next
-	// ones get a 503. 0: no bound.
-	ConnectionsPerAddress int
-	ConnectionRate        int
 	// HTTPConnections bounds the connections that are with net/http.
 	HTTPConnections int
-	// HandshakeTimeout is the time from accept to the end of the request head.
-	HandshakeTimeout time.Duration
 	// PendingBytes is what may wait for a slow peer.
 	PendingBytes int
 	// InboxBytes bounds what waits for one loop.
@@ -46,6 +35,22 @@ type Options struct {
 	PingMisses   int
 
 	stormFrom uint64 // stormConnects, where a test wants another; 0: that
+}
+
+// Limits are those that can change while the server runs: see SetLimits.
+type Limits struct {
+	// Connections is how many connections are served: the next ones get a 503.
+	// HardConnections, above it, is where connections are closed without a word;
+	// it stays below the descriptor limit, so that there is room for the 503s.
+	Connections     int
+	HardConnections int
+	// ConnectionsPerAddress bounds those of one IPv4 address or IPv6 /64: the next
+	// ones get a 429. ConnectionRate bounds how many come in a second: the next
+	// ones get a 503. 0: no bound.
+	ConnectionsPerAddress int
+	ConnectionRate        int
+	// HandshakeTimeout is the time from accept to the end of the request head.
+	HandshakeTimeout time.Duration
 }
 
 // Listener is one public port and what it serves.

@@ -31,6 +31,8 @@ type Server struct {
 	ports map[string]*port // by the address that gnet gives a listener
 	only  *port            // where there is one
 
+	limits atomic.Pointer[Limits]
+
 	pingTicks, pongTicks uint32
 
 	handler   events
@@ -49,7 +51,7 @@ type Server struct {
 	httpRefused atomic.Uint64
 	refused     atomic.Uint64 // closed at the hard cap
 	draining    atomic.Bool
-	told        atomic.Int64 // when refused connections were logged last, in Unix nanoseconds
+	refusals    told
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
@@ -120,6 +122,7 @@ func New(o Options) (*Server, error) {
 	if s.watcher, err = newWatcher(s); err != nil {
 		return nil, err
 	}
+	s.limits.Store(&o.Limits)
 	s.admission = newAdmission(o.ConnectionsPerAddress, o.ConnectionRate)
 	s.handler = events{server: s}
 	return s, nil
@@ -155,6 +158,14 @@ func (s *Server) Run() error {
 		return ErrEngine
 	}
 	return nil
+}
+
+// SetLimits changes the limits while the server runs. It holds for connections
+// that come from then on: none is ended. A bound on addresses where there was
+// none at the start is not taken. Safe from any goroutine.
+func (s *Server) SetLimits(l Limits) {
+	s.limits.Store(&l)
+	s.admission.set(l.ConnectionsPerAddress, l.ConnectionRate)
 }
 
 // Started is closed when all loops take connections.
@@ -304,6 +315,9 @@ func (s *Server) tickNow() time.Duration {
 // loop, or something keeps the whole process. Safe from any goroutine.
 func (s *Server) Lag() (lag time.Duration, index int) {
 	now := time.Since(s.made)
+	if s.stopping.Load() {
+		return 0, -1
+	}
 	select {
 	case <-s.started:
 		lag = max(0, now-time.Duration(s.ticked.Load())-tick)
