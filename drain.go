@@ -33,19 +33,20 @@ type wave struct {
 
 // planWaves spreads n closes over as long as rate, a second, makes it, and over
 // most of the budget at the longest: where the rate is too low for that it is
-// as high as it must be. A wave comes at a random moment of its 20 ms, so that
-// the processes of a fleet that are told to end together don't send theirs
-// away in step.
+// as high as it must be. Waves are 20 ms apart, or as far as one session a wave
+// needs. Each comes at a random moment of its time, so that the processes of a
+// fleet that are told to end together don't send theirs away in step.
 func planWaves(n int, rate float64, budget time.Duration, random func() float64) []wave {
 	if n == 0 {
 		return nil
 	}
-	most := max(1, int(drainWaves*float64(budget)/float64(drainWave)))
-	count := min(most, n, max(1, int(float64(n)/rate/drainWave.Seconds())))
+	span := max(0, min(float64(n)/rate*float64(time.Second), drainWaves*float64(budget)))
+	count := min(n, max(1, int(span/float64(drainWave))))
+	step := span / float64(count)
 	waves := make([]wave, count)
 	for i := range waves {
 		waves[i] = wave{
-			at: time.Duration((float64(i) + random()) * float64(drainWave)),
+			at: time.Duration((float64(i) + random()) * step),
 			n:  n*(i+1)/count - n*i/count,
 		}
 	}
@@ -99,7 +100,8 @@ func (d *drain) spent() float64 {
 // handshake was under way.
 func (d *drain) run(ctx context.Context) {
 	for range 2 {
-		ids := d.server.sessionIDs(ctx)
+		d.server.sync(ctx)
+		ids := d.fresh(d.server.sessionIDs(ctx))
 		rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 		from := time.Now()
 		for _, w := range planWaves(len(ids), float64(d.server.live.Load().Drain.Rate), d.budget-time.Since(d.begun), rand.Float64) {
@@ -149,6 +151,17 @@ func (d *drain) postpone(id session.ID, tries int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.late = append(d.late, lateSession{id, tries})
+}
+
+// fresh is ids without those that were late.
+func (d *drain) fresh(ids []session.ID) []session.ID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	late := make(map[session.ID]bool, len(d.late))
+	for _, l := range d.late {
+		late[l.id] = true
+	}
+	return slices.DeleteFunc(ids, func(id session.ID) bool { return late[id] })
 }
 
 func (d *drain) take() []lateSession {
