@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"perch/internal/testkit"
+	"perch/session"
 )
 
 // TestPlanWaves: each session is in one wave, the waves are even and spread
@@ -71,5 +75,47 @@ func TestPlanIsRandom(t *testing.T) {
 	a, b := planWaves(1000, 2000, time.Minute, rand.Float64), planWaves(1000, 2000, time.Minute, rand.Float64)
 	if slices.Equal(a, b) {
 		t.Error("two plans are the same")
+	}
+}
+
+// TestDrainDelivers: a publication that was acknowledged stands before the
+// close in the loop's inbox, but its fan-out takes turns of its own: the session
+// is closed behind it.
+func TestDrainDelivers(t *testing.T) {
+	s := runServer(t, func(o *Options) {
+		o.Auth.Require, o.Topics.Default.AllowSubscribeForAnonymous, o.Topics.Default.AllowSubscribeForClient = "none", true, true
+	})
+	w, err := testkit.Open(s.PublicAddr(), "/connection/websocket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Reset()
+	if err := w.SendFrames(testkit.Text(string(testkit.Commands(testkit.ConnectCommand(""), testkit.SubscribeCommand(2, "news"))))); err != nil {
+		t.Fatal(err)
+	}
+	for got := ""; !strings.Contains(got, `"id":2`); {
+		msg, err := w.Message()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = string(msg)
+	}
+	id := s.sessionIDs(t.Context())[0]
+	held, release := make(chan struct{}), make(chan struct{})
+	s.net.Loop(id.Loop()).Post(0, 0, func(*session.Session) { close(held); <-release })
+	<-held
+	if err := s.Publish(t.Context(), "news", []byte(`"acknowledged"`)); err != nil {
+		t.Fatal(err)
+	}
+	d := &drain{server: s, begun: time.Now(), budget: time.Minute}
+	d.close(id, 0)
+	close(release)
+	if msg, err := w.Message(); err != nil || !strings.Contains(string(msg), "acknowledged") {
+		t.Fatalf("got %q, %v", msg, err)
+	}
+	s.sync(t.Context())
+	d.again()
+	if code, _, err := w.Closed(); err != nil || code != 3001 {
+		t.Errorf("close %d, %v", code, err)
 	}
 }
