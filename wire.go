@@ -126,7 +126,7 @@ func (s *Server) takePorts() error {
 	if err != nil {
 		return listenError("admin", s.opts.Admin, err)
 	}
-	s.adminLn = netutil.LimitListener(ln, adminConnections)
+	s.adminLn = netutil.LimitListener(patientListener{ln}, adminConnections)
 	return nil
 }
 
