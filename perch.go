@@ -76,6 +76,7 @@ type Server struct {
 
 	reload          sync.Mutex
 	reloads         stats.Vec[string]
+	httpPanics      stats.Counter
 	issued, refused stats.Vec[string]
 	apiCalls        stats.Vec[stats.APILabel]
 }

@@ -39,6 +39,7 @@ var buildVersion = sync.OnceValues(func() (version, revision string) {
 func (s *Server) snapshot() stats.Snapshot {
 	version, revision := buildVersion()
 	n, t, c, p := s.net.Stats(), s.topics.Counts(), s.commands.Counters().Snapshot(), s.pool.Stats()
+	failures, failing := s.authority.Load().Store.Failures()
 	out := stats.Snapshot{
 		Version: version, Revision: revision,
 		Ready: s.state.Load() == int32(stateReady), Insecure: s.opts.Insecure,
@@ -69,6 +70,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
 		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
 		Reloads: s.reloads.Map(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 	}

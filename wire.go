@@ -200,7 +200,7 @@ func (s *Server) wireHTTP() error {
 			handler.RegisterToken(r, handler.TokenOptions{Authority: s.authority.Load, Logger: s.log})
 		},
 		WebSocketPaths: paths, EventPaths: events, Adopt: s.adopt, AllowOrigin: s.allowOrigin, Demo: o.Demo,
-		DemoWebSocketPath: o.WebSocket.Path, Logger: s.log,
+		DemoWebSocketPath: o.WebSocket.Path, Logger: s.log, Panicked: s.httpPanics.Inc,
 	}
 	if o.Dev {
 		public.DemoClient = &handler.DemoClient{ID: DevClient, Secret: DevSecret}
@@ -217,7 +217,7 @@ func (s *Server) wireHTTP() error {
 		},
 		Metrics: stats.Handler(stats.NewRegistry(s.snapshot), s.log),
 		State:   s.adminState,
-		Logger:  s.log,
+		Logger:  s.log, Panicked: s.httpPanics.Inc,
 	}), s.log)
 	// Pushing in a loop needs more than the default of time for a request.
 	s.admin.ReadTimeout = time.Minute

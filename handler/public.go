@@ -43,6 +43,9 @@ type PublicOptions struct {
 	DemoWebSocketPath string
 	// Logger takes panics; nil: slog.Default().
 	Logger *slog.Logger
+	// Panicked is told of each panic of a request; nil: nobody. Called from many
+	// goroutines.
+	Panicked func()
 }
 
 // DemoClient are the example client's credentials.
@@ -67,7 +70,7 @@ func NewPublic(o PublicOptions) http.Handler {
 	e.ForwardedByClientIP = false
 
 	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string), streams: o.EventPaths}
-	e.Use(defaultHeaders, recovered(o.Logger, func(c *gin.Context) {
+	e.Use(defaultHeaders, recovered(o.Logger, o.Panicked, func(c *gin.Context) {
 		problem(c, http.StatusInternalServerError, "server_error", "internal error")
 	}), cross.handle)
 	e.NoRoute(func(c *gin.Context) { problem(c, http.StatusNotFound, "not_found", "no such path") })
@@ -119,7 +122,7 @@ func defaultHeaders(c *gin.Context) {
 }
 
 // recovered keeps a panic of a handler in, and has it answered.
-func recovered(log *slog.Logger, answer func(*gin.Context)) gin.HandlerFunc {
+func recovered(log *slog.Logger, panicked func(), answer func(*gin.Context)) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		defer func() {
 			p := recover()
@@ -128,6 +131,9 @@ func recovered(log *slog.Logger, answer func(*gin.Context)) gin.HandlerFunc {
 			}
 			if p == http.ErrAbortHandler {
 				panic(p) // net/http's way to drop a connection; it is not logged there either
+			}
+			if panicked != nil {
+				panicked()
 			}
 			// The request itself stays out of the log: it may carry a secret.
 			log.Error("request panicked", "err", p, "remote", c.Request.RemoteAddr,

@@ -165,6 +165,8 @@ func (t *tokenEndpoints) grantError(err error) *oauthError {
 		return invalidRequest("sub is not a name of 1 to 255 bytes")
 	case errors.Is(err, auth.ErrStoreClosed):
 		return unavailable("shutting down")
+	case errors.Is(err, auth.ErrStoreWrite):
+		return unavailable("the token can't be stored, try again")
 	}
 	return t.internal(err)
 }
@@ -184,7 +186,8 @@ func (t *tokenEndpoints) revoke(c *gin.Context) {
 	case errors.Is(err, auth.ErrForeignToken):
 		// RFC 7009 section 2.1: refused, and the client told of it.
 		t.fail(c, badRequest("unauthorized_client", "the token was not issued to this client"))
-	case errors.Is(err, auth.ErrStoreFull), errors.Is(err, auth.ErrKeysUnavailable), errors.Is(err, auth.ErrStoreClosed):
+	case errors.Is(err, auth.ErrStoreFull), errors.Is(err, auth.ErrKeysUnavailable), errors.Is(err, auth.ErrStoreClosed),
+		errors.Is(err, auth.ErrStoreWrite):
 		t.fail(c, unavailable("the token is not revoked, try again"))
 	default:
 		t.fail(c, t.internal(err))

@@ -52,7 +52,8 @@ func full() Snapshot {
 		Reloads:       map[string]uint64{"ok": 162},
 		AcceptErrors:  map[string]uint64{"emfile": 163},
 		LoopLag:       164,
-		API:           map[APILabel]uint64{{"publish", "0"}: 151},
+		StoreFailures: 165, StoreFailing: true, HTTPPanics: 166,
+		API: map[APILabel]uint64{{"publish", "0"}: 151},
 	}
 }
 
@@ -124,6 +125,9 @@ var wantFull = map[string]float64{
 	`perch_config_reloads_total{outcome="ok"}`:              162,
 	`perch_accept_errors_total{cause="emfile"}`:             163,
 	`perch_loop_lag_seconds`:                                164,
+	`perch_token_store_failures_total`:                      165,
+	`perch_token_store_failing`:                             1,
+	`perch_http_panics_total`:                               166,
 }
 
 func get(t *testing.T, snapshot func() Snapshot, accept string) (*http.Response, []byte) {

@@ -79,6 +79,12 @@ type Snapshot struct {
 	TokensIssued  map[string]uint64
 	TokensRefused map[string]uint64
 
+	// StoreFailures counts the writes of the token store that failed; StoreFailing:
+	// the last one did.
+	StoreFailures uint64
+	StoreFailing  bool
+	// HTTPPanics counts the requests whose handler panicked.
+	HTTPPanics uint64
 	// Reloads counts reloads of the configuration, by outcome.
 	Reloads map[string]uint64
 	// API counts calls of the server API.
