@@ -106,11 +106,15 @@ func acceptError(format string, args []any) error {
 	return err
 }
 
+// began is from where the time that passes is counted, whatever the wall clock
+// is set to.
+var began = time.Now()
+
 // told bounds how often something is logged that a flood brings about.
-type told struct{ at atomic.Int64 }
+type told struct{ at atomic.Int64 } // nanoseconds since tellEvery before began
 
 // now tells whether it is time, and takes note. Safe from any goroutine.
 func (t *told) now() bool {
-	at, last := time.Now().UnixNano(), t.at.Load()
+	at, last := int64(tellEvery+time.Since(began)), t.at.Load()
 	return at-last >= int64(tellEvery) && t.at.CompareAndSwap(last, at)
 }

@@ -205,7 +205,7 @@ func (c *conn) reschedule() {
 		}
 	}
 	if c.expiry != 0 {
-		left := time.Until(time.Unix(int64(c.expiry), 0))
+		left := time.Unix(int64(c.expiry), 0).Sub(l.server.opts.now())
 		first(l.wheel.now + ticks(max(0, left)))
 	}
 	if due == 0 {
@@ -226,7 +226,7 @@ func (c *conn) fire() {
 			return
 		}
 	}
-	if c.expiry != 0 && time.Now().Unix() >= int64(c.expiry) {
+	if c.expiry != 0 && l.server.opts.now().Unix() >= int64(c.expiry) {
 		c.expiry = 0
 		c.endpoint.Handler.Expire(&c.sess)
 		if !c.live() {

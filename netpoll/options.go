@@ -34,6 +34,9 @@ type Options struct {
 	PongTimeout  time.Duration
 	PingMisses   int
 
+	// now is the wall clock, where a test has another. Only what is given in Unix
+	// time goes by it; deadlines and heartbeats go by the time that passes.
+	now       func() time.Time
 	stormFrom uint64 // stormConnects, where a test wants another; 0: that
 }
 

@@ -88,6 +88,9 @@ func New(o Options) (*Server, error) {
 		o.Loops = runtime.GOMAXPROCS(0)
 	}
 	o.Loops = min(o.Loops, session.MaxLoops)
+	if o.now == nil {
+		o.now = time.Now
+	}
 	s := &Server{
 		opts: o, log: o.Logger, ports: make(map[string]*port), made: time.Now(),
 		kicks: make(chan *loop, session.MaxLoops), started: make(chan struct{}), done: make(chan struct{}),
