@@ -109,3 +109,23 @@ func capacityFor(o LimitOptions, loops int) (capacity, error) {
 	}
 	return c, nil
 }
+
+// patientListener takes a failing accept for a passing matter: net/http, which
+// ends at what it does not know, tries again a little later then.
+type patientListener struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l patientListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		err = passingError{err}
+	}
+	return c, err
+}
+
+// passingError is a net.Error of which net/http knows that it passes.
+type passingError struct{ error }
+
+func (e passingError) Unwrap() error { return e.error }
+func (passingError) Timeout() bool   { return false }
+func (passingError) Temporary() bool { return true }

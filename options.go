@@ -221,11 +221,19 @@ type PoolOptions struct {
 	Overflow   string `koanf:"overflow"` // reply (error 111), close (3013)
 	// SessionBytes bounds the commands of one session that wait for an earlier one.
 	SessionBytes int `koanf:"session_bytes" unit:"bytes"`
+	// CallTimeout bounds a call of a registered method, from its arrival.
+	CallTimeout time.Duration `koanf:"call_timeout"`
 }
 
 // DrainOptions are of the end of the process.
 type DrainOptions struct {
+	// Budget bounds all of the end, save Delay, which comes before: how long the
+	// server says that it is not ready and serves all the same.
 	Budget time.Duration `koanf:"budget"`
+	Delay  time.Duration `koanf:"delay"`
+	// Rate is how many sessions are sent away in a second, where the budget allows
+	// for as few.
+	Rate int `koanf:"rate"`
 }
 
 // DefaultOptions are the options of a server that nobody configured.
@@ -251,7 +259,7 @@ func DefaultOptions() Options {
 			ConnectionWait: time.Second, MessageTimeout: time.Minute, PendingBytes: 1 << 20, InboxBytes: 64 << 20,
 			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second, HTTPTimeout: 10 * time.Second,
 		},
-		Pool:  PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10},
-		Drain: DrainOptions{Budget: 10 * time.Second},
+		Pool:  PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10, CallTimeout: 10 * time.Second},
+		Drain: DrainOptions{Budget: 10 * time.Second, Rate: 2000},
 	}
 }

@@ -453,7 +453,11 @@ func (c *checker) numbers(o *Options) {
 	c.count("pool.session_bytes", p.SessionBytes, 1<<10, 1<<30)
 	c.oneOf("pool.overflow", p.Overflow, "reply", "close")
 
+	c.duration("pool.call_timeout", p.CallTimeout, time.Millisecond, time.Hour)
+
 	c.duration("drain.budget", o.Drain.Budget, 0, time.Hour)
+	c.duration("drain.delay", o.Drain.Delay, 0, time.Hour)
+	c.count("drain.rate", o.Drain.Rate, 1, 1<<30)
 }
 
 func printableASCII(s string) bool {

@@ -51,3 +51,6 @@ func (o *origins) allow(origin, host string) bool {
 	}
 	return false
 }
+
+// allowOrigin asks the origins that hold now. Safe from any goroutine.
+func (s *Server) allowOrigin(origin, host string) bool { return s.origins.Load().allow(origin, host) }

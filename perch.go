@@ -30,8 +30,13 @@ const (
 	stateDraining
 )
 
-// poolGrace is what a method that blocks gets at the end.
-const poolGrace = 2 * time.Second
+const (
+	// poolGrace is what a method that blocks gets at an end without a drain, and at
+	// the end of a budget that is spent.
+	poolGrace = 200 * time.Millisecond
+	// stopGrace is what the event loops get to end.
+	stopGrace = 5 * time.Second
+)
 
 // fewConnections is below what anybody wants to serve who has not said so.
 const fewConnections = 1000
@@ -42,18 +47,19 @@ var ErrAborted = errors.New("perch: stopped before the drain was done")
 // Server is one Perch. New wires it, Run runs it until its context ends and
 // it has drained. It is run once.
 type Server struct {
-	opts     Options
+	opts     Options                 // those that it was made with
+	live     atomic.Pointer[Options] // those that hold now
 	log      *slog.Logger
-	capacity capacity
+	level    *slog.LevelVar // of log; nil: it is the caller's
 	loops    int
+	capacity atomic.Pointer[capacity]
 	memory   *budget // nil: nothing bounds it
 	node     session.Node
 	started  time.Time
 
 	// The parts, from the bottom up.
-	authority *auth.Authority
-	verifier  *auth.Verifier
-	origins   *origins
+	authority *auth.Live
+	origins   atomic.Pointer[origins]
 	registry  *session.Registry
 	topics    *topic.Topics
 	pool      *handler.Pool
@@ -69,6 +75,9 @@ type Server struct {
 	abort chan struct{}
 	once  sync.Once
 
+	reload          sync.Mutex
+	reloads         stats.Vec[string]
+	httpPanics      stats.Counter
 	issued, refused stats.Vec[string]
 	apiCalls        stats.Vec[stats.APILabel]
 }
@@ -87,12 +96,12 @@ func New(opts Options) (*Server, error) {
 		opts: opts, log: opts.Logger, started: time.Now(), ready: make(chan struct{}), abort: make(chan struct{}),
 	}
 	if s.log == nil {
-		s.log = newLogger(opts.Log)
+		s.log, s.level = newLogger(opts.Log)
 	}
 	ok := false
 	defer func() {
 		if !ok {
-			s.release()
+			s.release(time.Now())
 		}
 	}()
 	for _, step := range []func() error{s.takePorts, s.wireAuth, s.wireCore, s.wireNet, s.wireMemory, s.wireHTTP} {
@@ -100,19 +109,20 @@ func New(opts Options) (*Server, error) {
 			return nil, err
 		}
 	}
+	s.live.Store(&s.opts)
 	ok = true
 	return s, nil
 }
 
-// newLogger is the logger of the options, on standard error.
-func newLogger(o LogOptions) *slog.Logger {
-	var level slog.Level
+// newLogger is the logger of the options, on standard error, and its level.
+func newLogger(o LogOptions) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
 	_ = level.UnmarshalText([]byte(o.Level)) // Check has seen it
 	ho := &slog.HandlerOptions{Level: level}
 	if o.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, ho))
+		return slog.New(slog.NewJSONHandler(os.Stderr, ho)), level
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, ho))
+	return slog.New(slog.NewTextHandler(os.Stderr, ho)), level
 }
 
 // Ready is closed when both ports take connections.
@@ -166,10 +176,28 @@ func (s *Server) PublishRequest(ctx context.Context, name string, p *topic.Publi
 // does. Safe from any goroutine.
 func (s *Server) Abort() { s.once.Do(func() { close(s.abort) }) }
 
+// Lag is for how long the slowest event loop has not got round to its turn,
+// which comes ten times a second while it has connections. Seconds of it mean
+// that something blocks a loop, and its sessions with it. Safe from any
+// goroutine.
+func (s *Server) Lag() time.Duration {
+	lag, _ := s.net.Lag()
+	return lag
+}
+
+// DrainTime is the longest that the drain takes, by the options that hold. Safe
+// from any goroutine.
+func (s *Server) DrainTime() time.Duration {
+	o := s.live.Load().Drain
+	return o.Delay + o.Budget
+}
+
 // Run serves until ctx ends, then drains. It returns nil after a drain,
-// ErrAborted where Abort cut it short, and an error when a port could not be served or the event loops ended unasked.
+// ErrAborted where Abort cut it short, and an error when a port could not be
+// served or the event loops ended unasked.
 func (s *Server) Run(ctx context.Context) error {
-	defer s.release()
+	deadline := time.Now() // of the end
+	defer func() { s.release(deadline) }()
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -197,20 +225,10 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-s.net.Started():
 		s.state.Store(int32(stateReady))
 		close(s.ready)
-		s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", s.capacity.soft)
-		if s.capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
-			s.log.Warn("the descriptor limit leaves room for few connections: raise it (ulimit -n, LimitNOFILE=)",
-				"descriptors", s.capacity.descriptors, "connections", s.capacity.soft)
-		}
-		if a, err := netip.ParseAddrPort(s.AdminAddr()); err == nil && !a.Addr().IsLoopback() {
-			s.log.Warn("the admin port is not on loopback: metrics and profiles take no key", "admin", s.AdminAddr())
-		}
-		if s.opts.Insecure {
-			s.log.Warn("insecure mode: no token is needed and every topic operation is allowed")
-		}
+		s.greet()
 		select {
 		case <-ctx.Done():
-			err = s.shutdown()
+			deadline, err = s.shutdown()
 		case <-s.abort:
 		case err = <-failed:
 		case err = <-loops:
@@ -223,7 +241,7 @@ func (s *Server) Run(ctx context.Context) error {
 	_ = s.public.Close()
 	_ = s.admin.Close()
 	s.commands.Close()
-	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	stop, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
 	if e := s.net.Stop(stop); e != nil && err == nil {
 		err = fmt.Errorf("perch: %w", e)
@@ -238,32 +256,63 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// shutdown is the orderly end, within the drain's budget. ErrAborted: Abort has
-// cut it short.
-func (s *Server) shutdown() error {
+// greet logs what an operator should know of a server that is ready.
+func (s *Server) greet() {
+	capacity := s.capacity.Load()
+	s.log.Info("serving", "listen", s.addr, "admin", s.AdminAddr(), "connections", capacity.soft)
+	if capacity.soft < fewConnections && s.opts.Limits.Connections == 0 {
+		s.log.Warn("the descriptor limit leaves room for few connections: raise it (ulimit -n, LimitNOFILE=)",
+			"descriptors", capacity.descriptors, "connections", capacity.soft)
+	}
+	if a, err := netip.ParseAddrPort(s.AdminAddr()); err == nil && !a.Addr().IsLoopback() {
+		s.log.Warn("the admin port is not on loopback: metrics and profiles take no key", "admin", s.AdminAddr())
+	}
+	if s.opts.Insecure {
+		s.log.Warn("insecure mode: no token is needed and every topic operation is allowed")
+	}
+}
+
+// shutdown is the orderly end: not ready, then, after the delay, no new
+// connections, no sessions, no requests, within the budget; deadline is when
+// that ends. ErrAborted: Abort has cut it short.
+func (s *Server) shutdown() (deadline time.Time, err error) {
 	s.state.Store(int32(stateDraining))
-	ctx, cancel := context.WithTimeout(context.Background(), s.opts.Drain.Budget)
+	o := s.live.Load().Drain
+	life, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
 		select {
 		case <-s.abort:
 			cancel()
-		case <-ctx.Done():
+		case <-life.Done():
 		}
 	}()
-	s.net.Refuse()
-	s.drain(ctx)
-	_ = s.public.Shutdown(ctx) // what is left is closed next
+	s.log.Info("draining", "sessions", s.net.Stats().Sessions, "delay", o.Delay, "budget", o.Budget)
+	pause(life, o.Delay)
+	begun := time.Now()
+	deadline = begun.Add(o.Budget)
+	ctx, stop := context.WithDeadline(life, deadline)
+	defer stop()
+	if err := s.net.Unlisten(ctx); err != nil {
+		s.log.Warn("new connections are answered with 503 until the end", "err", err)
+	}
+	// Requests that are under way go on beside the sessions; idle connections go.
+	var public sync.WaitGroup
+	public.Go(func() { _ = s.public.Shutdown(ctx) }) // what is left is closed next
+	s.drain(ctx, begun)
+	public.Wait()
+	_ = s.admin.Shutdown(ctx) // the last: readiness and metrics are asked for meanwhile
 	select {
 	case <-s.abort:
-		return ErrAborted
+		return time.Now(), ErrAborted
 	default:
-		return nil
+		return deadline, nil
 	}
 }
 
-// release gives back what New has taken.
-func (s *Server) release() {
+// release gives back what New has taken. Methods that are at work have until
+// the deadline, or a moment.
+func (s *Server) release(deadline time.Time) {
 	if s.adminLn != nil {
 		_ = s.adminLn.Close()
 	}
@@ -271,7 +320,7 @@ func (s *Server) release() {
 		s.commands.Close()
 	}
 	if s.pool != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), poolGrace)
+		ctx, cancel := context.WithTimeout(context.Background(), max(poolGrace, time.Until(deadline)))
 		defer cancel()
 		if err := s.pool.Close(ctx); err != nil {
 			s.log.Warn("methods are still at work", "err", err)

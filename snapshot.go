@@ -39,10 +39,11 @@ var buildVersion = sync.OnceValues(func() (version, revision string) {
 func (s *Server) snapshot() stats.Snapshot {
 	version, revision := buildVersion()
 	n, t, c, p := s.net.Stats(), s.topics.Counts(), s.commands.Counters().Snapshot(), s.pool.Stats()
+	failures, failing := s.authority.Load().Store.Failures()
 	out := stats.Snapshot{
 		Version: version, Revision: revision,
 		Ready: s.state.Load() == int32(stateReady), Insecure: s.opts.Insecure,
-		Connections: int64(n.Open), ConnectionLimit: int64(s.capacity.soft), Accepted: n.Accepted,
+		Connections: int64(n.Open), ConnectionLimit: int64(s.capacity.Load().soft), Accepted: n.Accepted,
 		Refused: map[string]uint64{
 			"soft_cap": n.Handshakes[netpoll.OutcomeOverload.String()], "hard_cap": n.Refused,
 		},
@@ -69,7 +70,10 @@ func (s *Server) snapshot() stats.Snapshot {
 		Memory: s.memoryLayers(), MemoryRefusing: s.memory != nil && s.memory.refusing.Load(),
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
-		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited,
+		RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
+		Reloads: s.reloads.Map(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 	}
 	if s.memory != nil {

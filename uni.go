@@ -52,7 +52,7 @@ func (s *Server) checkEvents(r *netpoll.Request) (netpoll.Decision, bool) {
 
 // checkListener decides about a peer that only listens; as says what it becomes.
 func (s *Server) checkListener(r *netpoll.Request, as upgradeRequest, required bool) (netpoll.Decision, bool) {
-	if !s.origins.allow(r.Origin, r.Host) {
+	if !s.allowOrigin(r.Origin, r.Host) {
 		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
 	}
 	u, ok := readUpgrade(r)

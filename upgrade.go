@@ -85,7 +85,7 @@ func readUpgrade(r *netpoll.Request) (u upgradeRequest, ok bool) {
 // checkUpgrade decides about an opening handshake of the client protocol. Runs
 // on the loop.
 func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool) {
-	if !s.origins.allow(r.Origin, r.Host) {
+	if !s.allowOrigin(r.Origin, r.Host) {
 		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
 	}
 	u, ok := readUpgrade(r)
@@ -106,8 +106,8 @@ func (s *Server) admitUpgrade(r *netpoll.Request, u upgradeRequest, required boo
 		return u.refused(http.StatusUnauthorized, "a token is needed"), true
 	case u.token == "":
 		return u.admitted(), true
-	case s.verifier.Cheap(u.token):
-		claims, err := s.verifier.Connect(u.token)
+	case s.authority.Cheap(u.token):
+		claims, err := s.authority.Connect(u.token)
 		if err != nil {
 			s.log.Debug("token refused", "remote", r.Remote(), "err", err)
 		}
@@ -119,7 +119,7 @@ func (s *Server) admitUpgrade(r *netpoll.Request, u upgradeRequest, required boo
 		d := u.refused(http.StatusInternalServerError, "internal error")
 		// The pool keeps a panic in; the peer is answered all the same.
 		defer func() { later(d) }()
-		claims, err := s.verifier.Connect(u.token)
+		claims, err := s.authority.Connect(u.token)
 		if err != nil {
 			s.log.Debug("token refused", "err", err)
 		}
@@ -173,7 +173,7 @@ func (u upgradeRequest) admitted() netpoll.Decision {
 
 // checkEcho lets everybody from an allowed origin echo.
 func (s *Server) checkEcho(r *netpoll.Request) (netpoll.Decision, bool) {
-	if !s.origins.allow(r.Origin, r.Host) {
+	if !s.allowOrigin(r.Origin, r.Host) {
 		return netpoll.Decision{Status: http.StatusForbidden, Text: "origin not allowed"}, true
 	}
 	return netpoll.Decision{}, true

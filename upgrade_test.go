@@ -93,7 +93,7 @@ func TestUpgradeVerifiedInPool(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.verifier.Cheap(good) {
+	if s.authority.Cheap(good) {
 		t.Fatal("the token is verified on the loop")
 	}
 	connect := ws.MustCompileFrame(ws.MaskFrame(ws.NewTextFrame([]byte(`{"id":1,"connect":{}}`))))

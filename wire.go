@@ -32,20 +32,20 @@ func (s *Server) wireAuth() error {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	var err error
-	if s.authority, err = auth.Open(o.authOptions(s.log)); err != nil {
+	authority, err := auth.Open(o.authOptions(s.log))
+	if err != nil {
 		if errors.Is(err, auth.ErrLocked) {
 			return fmt.Errorf("data_dir: %s is in use by another server: stop that one or choose another directory", o.DataDir)
 		}
 		return err
 	}
+	s.authority = auth.NewLive(authority)
 	if o.API.Key == "" {
 		if o.API.Key, err = auth.LoadOrCreateAPIKey(o.DataDir); err != nil {
 			return fmt.Errorf("api.key: %w", err)
 		}
 	}
-	s.verifier = s.authority.Verifier
-	s.origins = newOrigins(o.WebSocket.AllowedOrigins)
+	s.origins.Store(newOrigins(o.WebSocket.AllowedOrigins))
 	return nil
 }
 
@@ -101,11 +101,12 @@ func (s *Server) wireCore() error {
 	s.pool = handler.NewPool(handler.PoolOptions{Workers: o.Pool.Workers, QueueBytes: o.Pool.QueueBytes, Logger: s.log})
 	version, _ := buildVersion()
 	s.commands, err = handler.New(handler.Options{
-		Node: s.node, Topics: s.topics, Registry: s.registry, Verifier: s.verifier, Pool: s.pool, Logger: s.log,
+		Node: s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Pool: s.pool, Logger: s.log,
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
 		ReplyBytes: o.Limits.PendingBytes, CommandRate: o.Limits.CommandRate, SessionsPerUser: o.Limits.SessionsPerUser,
+		CallTimeout: o.Pool.CallTimeout,
 	})
 	if err != nil {
 		return err
@@ -126,22 +127,23 @@ func (s *Server) takePorts() error {
 	if err != nil {
 		return listenError("admin", s.opts.Admin, err)
 	}
-	s.adminLn = netutil.LimitListener(ln, adminConnections)
+	s.adminLn = netutil.LimitListener(patientListener{ln}, adminConnections)
 	return nil
 }
 
 // wireNet makes the event loops and what they serve.
 func (s *Server) wireNet() error {
 	o := &s.opts
-	var err error
 	loops := o.Loops
 	if loops == 0 {
 		loops = runtime.GOMAXPROCS(0)
 	}
-	s.loops = loops
-	if s.capacity, err = capacityFor(o.Limits, loops); err != nil {
+	capacity, err := capacityFor(o.Limits, loops)
+	if err != nil {
 		return err
 	}
+	s.loops = loops
+	s.capacity.Store(&capacity)
 	endpoints := []*netpoll.Endpoint{{
 		Path: o.WebSocket.Path, Handler: s.commands, MessageSize: o.WebSocket.MessageSize,
 		ConnectTimeout: o.Limits.ConnectTimeout, Check: s.checkUpgrade,
@@ -158,20 +160,15 @@ func (s *Server) wireNet() error {
 	}
 	s.net, err = netpoll.New(netpoll.Options{
 		Listeners: []netpoll.Listener{{Addr: s.addr, Endpoints: endpoints}}, Loops: loops, Logger: s.log,
-		Connections: s.capacity.soft, HardConnections: s.capacity.hard, HTTPConnections: s.capacity.http,
-		DeferAccept:    !o.Limits.AcceptSilent,
-		PerAddress:     netpoll.AddressLimits{Connections: o.Limits.ConnectionsPerAddress, Rate: o.Limits.ConnectionRatePerAddress},
-		PerSubnet:      netpoll.AddressLimits{Connections: o.Limits.ConnectionsPerSubnet, Rate: o.Limits.ConnectionRatePerSubnet},
-		ConnectionRate: o.Limits.ConnectionRate, ConnectionWait: o.Limits.ConnectionWait,
+		Limits: netLimits(o, capacity), HTTPConnections: capacity.http, DeferAccept: !o.Limits.AcceptSilent,
 		Trusted: o.Proxy.networks(), ProxyProtocol: o.Proxy.Protocol,
-		MessageTimeout: o.Limits.MessageTimeout, MessageRate: o.Limits.MessageRate,
-		HandshakeTimeout: o.Limits.HandshakeTimeout, PendingBytes: o.Limits.PendingBytes, InboxBytes: o.Limits.InboxBytes,
+		PendingBytes: o.Limits.PendingBytes, InboxBytes: o.Limits.InboxBytes,
 		PingInterval: o.Heartbeat.Interval, PongTimeout: o.Heartbeat.Timeout, PingMisses: o.Heartbeat.Misses,
 	})
 	if err != nil {
 		return err
 	}
-	s.authority.Store.OnRevoke(s.endRevoked)
+	s.authority.Load().Store.OnRevoke(s.endRevoked)
 	return nil
 }
 
@@ -203,11 +200,11 @@ func (s *Server) wireHTTP() error {
 		Routes: func(r gin.IRouter) {
 			r.Use(s.observeToken)
 			handler.RegisterToken(r, handler.TokenOptions{
-				Authority: s.authority, Address: (*gin.Context).ClientIP, Logger: s.log,
+				Authority: s.authority.Load, Address: (*gin.Context).ClientIP, Logger: s.log,
 			})
 		},
-		WebSocketPaths: paths, EventPaths: events, Adopt: s.adopt, AllowOrigin: s.origins.allow, Demo: o.Demo,
-		DemoWebSocketPath: o.WebSocket.Path, Trusted: o.Proxy.networks(), Logger: s.log,
+		WebSocketPaths: paths, EventPaths: events, Adopt: s.adopt, AllowOrigin: s.allowOrigin, Demo: o.Demo,
+		DemoWebSocketPath: o.WebSocket.Path, Trusted: o.Proxy.networks(), Logger: s.log, Panicked: s.httpPanics.Inc,
 	}
 	if o.Dev {
 		public.DemoClient = &handler.DemoClient{ID: DevClient, Secret: DevSecret}
@@ -224,12 +221,12 @@ func (s *Server) wireHTTP() error {
 	version, _ := buildVersion()
 	s.admin = handler.NewHTTPServer(handler.NewAdmin(handler.AdminOptions{
 		API: handler.APIOptions{
-			Key: o.API.Key, Node: s.node, Name: "perch", Version: version, Started: s.started, Loops: s.net,
+			KeyNow: func() string { return s.live.Load().API.Key }, Node: s.node, Name: "perch", Version: version, Started: s.started, Loops: s.net,
 			Registry: s.registry, Topics: s.topics, Sessions: s.commands, Observe: s.observeAPI, Logger: s.log,
 		},
 		Metrics: stats.Handler(stats.NewRegistry(s.snapshot), s.log),
 		State:   s.adminState,
-		Logger:  s.log,
+		Logger:  s.log, Panicked: s.httpPanics.Inc,
 	}), s.log)
 	// Pushing in a loop needs more than the default of time for a request.
 	s.admin.ReadTimeout = time.Minute

@@ -68,9 +68,7 @@ func (o Options) KeySetOptions() KeySetOptions {
 	}
 }
 
-// Open reads or makes the keys and takes the data directory (ErrLocked where
-// another process has it). Close gives it back.
-func Open(o Options) (*Authority, error) {
+func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -80,6 +78,13 @@ func Open(o Options) (*Authority, error) {
 	if o.RefreshTTL == 0 {
 		o.RefreshTTL = refreshTTL
 	}
+	return o
+}
+
+// Open reads or makes the keys and takes the data directory (ErrLocked where
+// another process has it). Close gives it back.
+func Open(o Options) (*Authority, error) {
+	o = o.withDefaults()
 	clients, err := NewClients(o.Clients)
 	if err != nil {
 		return nil, err
@@ -93,12 +98,16 @@ func Open(o Options) (*Authority, error) {
 		keys.Close()
 		return nil, err
 	}
+	return newAuthority(o, keys, clients, store, NewLimiter()), nil
+}
+
+func newAuthority(o Options, keys *KeySet, clients *Clients, store *Store, limiter *Limiter) *Authority {
 	return &Authority{
-		Keys: keys, Clients: clients, Store: store, Limiter: NewLimiter(),
+		Keys: keys, Clients: clients, Store: store, Limiter: limiter,
 		Verifier: NewVerifier(VerifierOptions{Keys: keys, Issuer: o.Issuer, Audience: o.Audience, Revoked: store.Revoked}),
 		Issuer:   NewIssuer(IssuerOptions{Keys: keys, Issuer: o.Issuer, Audience: o.Audience, TTL: o.TokenTTL}),
 		opts:     o, now: time.Now,
-	}, nil
+	}
 }
 
 // Close ends the background work and releases the data directory.

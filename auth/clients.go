@@ -63,7 +63,13 @@ type Clients struct {
 	now  func() time.Time
 
 	mu    sync.Mutex
-	known map[[sha256.Size]byte]time.Time // right secrets, until when
+	known map[[sha256.Size]byte]right
+}
+
+// right is a secret that was found right.
+type right struct {
+	id    string
+	until time.Time
 }
 
 // NewClients checks the configuration; the error names the client by its place
@@ -75,7 +81,7 @@ func NewClients(list []ClientOptions) (*Clients, error) {
 		slot:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		wait:  make(chan struct{}, hashWaiters),
 		now:   time.Now,
-		known: make(map[[sha256.Size]byte]time.Time),
+		known: make(map[[sha256.Size]byte]right),
 		none: &secretHash{memory: argonMemory, time: argonTime, threads: argonThreads,
 			salt: make([]byte, argonSalt), sum: make([]byte, argonHash)},
 	}
@@ -121,7 +127,7 @@ func (c *Clients) Known(id, secret string) *Client {
 	k := c.key(id, secret)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if until, ok := c.known[k]; ok && c.now().Before(until) {
+	if r, ok := c.known[k]; ok && c.now().Before(r.until) {
 		return c.byID[id]
 	}
 	return nil
@@ -165,17 +171,17 @@ func (c *Clients) Authenticate(ctx context.Context, id, secret string) (*Client,
 	if !cl.hash.matches(secret) {
 		return nil, ErrClientUnknown
 	}
-	c.remember(k)
+	c.remember(k, id)
 	return cl, nil
 }
 
-func (c *Clients) remember(k [sha256.Size]byte) {
+func (c *Clients) remember(k [sha256.Size]byte, id string) {
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.known) >= secretCacheSize {
-		for old, until := range c.known {
-			if !now.Before(until) {
+		for old, r := range c.known {
+			if !now.Before(r.until) {
 				delete(c.known, old)
 			}
 		}
@@ -186,5 +192,5 @@ func (c *Clients) remember(k [sha256.Size]byte) {
 			delete(c.known, old)
 		}
 	}
-	c.known[k] = now.Add(secretCacheTTL)
+	c.known[k] = right{id, now.Add(secretCacheTTL)}
 }

@@ -118,7 +118,7 @@ func TestAuthenticate(t *testing.T) {
 		t.Error("the cache does not forget")
 	}
 	for i := range secretCacheSize + 100 {
-		c.remember(c.key("dev", fmt.Sprint(i)))
+		c.remember(c.key("dev", fmt.Sprint(i)), "dev")
 	}
 	if len(c.known) > secretCacheSize {
 		t.Errorf("%d in the cache", len(c.known))

@@ -41,6 +41,9 @@ type KeySetOptions struct {
 	NeedSigner bool
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
+
+	// before, where set, gives its remote set on, if that is asked for as before.
+	before *KeySet
 }
 
 // shortSecret is where an HMAC secret begins to be guessable offline by whoever
@@ -100,7 +103,9 @@ func NewKeySet(opts KeySetOptions) (*KeySet, error) {
 	if ks.jwks, err = json.Marshal(set); err != nil {
 		return nil, fmt.Errorf("auth: encode key set: %w", err)
 	}
-	if opts.JWKSURL != "" {
+	if b := opts.before; b != nil && b.remote != nil && b.remote.url == opts.JWKSURL && b.remote.refresh == refreshOf(opts.JWKSRefresh) {
+		ks.remote = b.remote
+	} else if opts.JWKSURL != "" {
 		if ks.remote, err = newRemoteKeys(opts.JWKSURL, opts.JWKSRefresh, log); err != nil {
 			return nil, fmt.Errorf("auth: jwks_url: %w", err)
 		}

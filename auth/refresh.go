@@ -150,6 +150,7 @@ func (s *Store) Rotate(token, client string, expires, access int64, check func(F
 	now := s.opts.Now().Unix()
 	var refused error
 	var reused *Revocation
+	var undo func()
 	err = s.write(func() []byte {
 		f := s.families[k]
 		if f == nil || f.owner.client != client || f.expires <= now {
@@ -167,6 +168,8 @@ func (s *Store) Rotate(token, client string, expires, access int64, check func(F
 				return s.pending
 			}
 		}
+		before := *f
+		undo = func() { s.unrotate(f, &before, nextHash) }
 		f.hash, f.expires, f.access = nextHash, expires, max(f.access, access)
 		f.generation++
 		s.touchLocked(f)
@@ -178,6 +181,9 @@ func (s *Store) Rotate(token, client string, expires, access int64, check func(F
 		s.log.Warn("refresh token used twice, family revoked", "client", client)
 		s.tell(*reused)
 	}
+	if err != nil && undo != nil {
+		undo()
+	}
 	if err == nil {
 		err = refused
 	}
@@ -185,6 +191,24 @@ func (s *Store) Rotate(token, client string, expires, access int64, check func(F
 		return "", FamilyInfo{}, err
 	}
 	return next, info, nil
+}
+
+// unrotate takes a rotation back that is not on disk: the client comes again
+// with the token that it has, and that must not look like one used twice. A
+// later write may have brought the rotation to the disk after all, with all of
+// the state, so the old state is written behind it.
+func (s *Store) unrotate(f, before *family, hash [sha256.Size]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.families[f.key] != f || f.hash != hash {
+		return // revoked meanwhile
+	}
+	f.hash, f.generation, f.expires, f.access = before.hash, before.generation, before.expires, before.access
+	if s.closed {
+		return
+	}
+	s.pending = record(recordRotate).bytes(f.key[:]).bytes(f.hash[:]).number(f.generation).
+		time(f.expires).time(f.access).appendTo(s.pending)
 }
 
 // Lookup returns what is known of a refresh token; ok is false where it is not

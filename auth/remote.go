@@ -67,16 +67,13 @@ func newRemoteKeys(rawURL string, refresh time.Duration, log *slog.Logger) (*rem
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return nil, errors.New("not an http or https address")
 	}
-	if refresh <= 0 {
-		refresh = remoteRefresh
-	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns = 1
 	transport.MaxResponseHeaderBytes = 64 << 10
 	r := &remoteKeys{
 		MemoryJWKSet: jwkset.NewMemoryStorage(),
 		url:          rawURL,
-		refresh:      refresh,
+		refresh:      refreshOf(refresh),
 		client:       &http.Client{Transport: transport, Timeout: remoteTimeout},
 		log:          log,
 		unknown:      rate.NewLimiter(rate.Every(remoteUnknown), 1),
@@ -90,6 +87,13 @@ func newRemoteKeys(rawURL string, refresh time.Duration, log *slog.Logger) (*rem
 	first := r.start()
 	r.wg.Go(func() { r.run(first) })
 	return r, nil
+}
+
+func refreshOf(d time.Duration) time.Duration {
+	if d <= 0 {
+		return remoteRefresh
+	}
+	return d
 }
 
 func (r *remoteKeys) close() {

@@ -16,7 +16,10 @@ var (
 	ErrStoreFull = errors.New("auth: too many revocations")
 	// ErrStoreClosed: the store was closed.
 	ErrStoreClosed = errors.New("auth: store closed")
-	errNotWritten  = errors.New("an earlier write failed")
+	// ErrStoreWrite: the change is not on disk, which may be full. It can be tried
+	// again.
+	ErrStoreWrite = errors.New("auth: store not written")
+	errNotWritten = errors.New("an earlier write failed")
 )
 
 const (
@@ -69,8 +72,9 @@ type Store struct {
 	batch    *batch
 	closed   bool
 
-	// failing: the last write failed.
-	failing atomic.Bool
+	// failing: the last write failed. failures counts those that did.
+	failing  atomic.Bool
+	failures atomic.Uint64
 
 	// The revocations have a lock of their own: a connect asks for them, and must
 	// not wait for a compaction.
@@ -174,6 +178,10 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(err, s.lock.Close())
 }
+
+// Failures tells how many writes have failed, and whether the last one did.
+// Safe from any goroutine.
+func (s *Store) Failures() (n uint64, failing bool) { return s.failures.Load(), s.failing.Load() }
 
 // OnRevoke has f called with each revocation, once it is on disk, on the
 // goroutine that asked for it. f must not block for long.
@@ -306,18 +314,31 @@ func (s *Store) commit() {
 	}
 	s.pending, s.probe, s.batch = nil, false, newBatch()
 	s.mu.Unlock()
+	was := s.failing.Load()
 	err := s.append(records)
 	if err != nil || s.size > compactMin && s.size > compactFactor*s.base {
 		// The state holds the records already: a rewritten log is as good.
-		if e := s.compact(); e == nil {
+		switch e := s.compact(); {
+		case e == nil:
 			err = nil
-		} else {
+		case err == nil:
 			s.log.Error("auth log not rewritten", "err", e)
+		default:
+			err = e
 		}
 	}
 	s.failing.Store(err != nil)
 	if err != nil {
-		b.err = fmt.Errorf("auth: write log: %w", err)
+		s.failures.Add(1)
+		b.err = fmt.Errorf("%w: %w", ErrStoreWrite, err)
+	}
+	// Once for each time that it goes wrong: requests go on failing meanwhile.
+	if failing := err != nil; failing != was {
+		if failing {
+			s.log.Error("auth log can't be written: tokens are neither issued with refresh tokens nor revoked", "file", s.path, "err", err)
+		} else {
+			s.log.Info("auth log is written again", "file", s.path)
+		}
 	}
 	close(b.done)
 }
@@ -334,7 +355,6 @@ func (s *Store) append(records []byte) error {
 		err = s.file.Sync()
 	}
 	if err != nil {
-		s.log.Error("auth log not written", "err", err)
 		return err
 	}
 	s.size += int64(len(records))

@@ -322,6 +322,46 @@ func TestDiskFails(t *testing.T) {
 	}
 }
 
+// TestDiskFailsInARotation: the client that has no answer comes again with the
+// token that it has: it is no token that was used twice, in this process or the
+// next.
+func TestDiskFailsInARotation(t *testing.T) {
+	c := newClock()
+	dir := filepath.Join(t.TempDir(), "data")
+	s := openStore(t, StoreOptions{Dir: dir, Now: c.now})
+	first, _ := begin(t, s, c, "dev")
+	second, _ := begin(t, s, c, "dev")
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s.file.Close()
+	if _, _, err := rotate(s, c, first, "dev"); !errors.Is(err, ErrStoreWrite) {
+		t.Fatalf("rotate without a disk: %v", err)
+	}
+	if n, failing := s.Failures(); n == 0 || !failing {
+		t.Errorf("%d failures, failing %v", n, failing)
+	}
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	// Another change brings the state to the disk before the client comes again.
+	if _, _, err := rotate(s, c, second, "dev"); err != nil {
+		t.Fatal(err)
+	}
+	if _, failing := s.Failures(); failing {
+		t.Error("still failing")
+	}
+	s.Close()
+	s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
+	next, _, err := rotate(s, c, first, "dev")
+	if err != nil {
+		t.Fatalf("with the token that it has: %v", err)
+	}
+	if _, _, err := rotate(s, c, next, "dev"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFamilyBound(t *testing.T) {
 	c := newClock()
 	dir := t.TempDir()

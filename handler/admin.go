@@ -29,6 +29,9 @@ type AdminOptions struct {
 	// State is asked by /readyz; nil: always ready. Called from many goroutines.
 	State  func() AdminState
 	Logger *slog.Logger // nil: slog.Default()
+	// Panicked is told of each panic of a request; nil: nobody. Called from many
+	// goroutines.
+	Panicked func()
 }
 
 // NewAdmin makes the handler of the admin port: the server API, metrics,
@@ -48,7 +51,7 @@ func NewAdmin(o AdminOptions) http.Handler {
 	e.HandleMethodNotAllowed = true
 	e.RedirectTrailingSlash = false
 	e.ForwardedByClientIP = false
-	e.Use(adminHeaders, recovered(o.Logger, func(c *gin.Context) { adminError(c, http.StatusInternalServerError, apiInternal) }))
+	e.Use(adminHeaders, recovered(o.Logger, o.Panicked, func(c *gin.Context) { adminError(c, http.StatusInternalServerError, apiInternal) }))
 	e.NoRoute(func(c *gin.Context) { adminError(c, http.StatusNotFound, apiMethodNotFound) })
 	e.NoMethod(func(c *gin.Context) { adminError(c, http.StatusMethodNotAllowed, apiBadRequest) })
 

@@ -81,6 +81,8 @@ type APIRefresh struct {
 type APIOptions struct {
 	// Key is what X-API-Key must hold. With an empty one every call is refused.
 	Key string
+	// KeyNow, where set, takes the place of Key. It is asked at each call.
+	KeyNow func() string
 	// MaxBody bounds a request's body, in bytes; 0 means 16 MiB.
 	MaxBody int64
 	// Timeout bounds how long one request waits for loops and broker; 0 means
@@ -108,7 +110,6 @@ type APIOptions struct {
 // api is the server API. It does not change after RegisterAPI.
 type api struct {
 	APIOptions
-	key     [sha256.Size]byte
 	methods map[string]apiMethod
 	usage   apiUsage
 }
@@ -142,7 +143,10 @@ func newAPI(o APIOptions) *api {
 	if o.Observe == nil {
 		o.Observe = func(string, int) {}
 	}
-	a := &api{APIOptions: o, key: sha256.Sum256([]byte(o.Key))}
+	a := &api{APIOptions: o}
+	if a.KeyNow == nil {
+		a.KeyNow = func() string { return o.Key }
+	}
 	a.methods = map[string]apiMethod{
 		"publish":        apiBind(a.publish),
 		"broadcast":      apiBind(a.broadcast),
@@ -259,9 +263,9 @@ func (a *api) authorized(r *http.Request) bool {
 			key = strings.TrimSpace(rest)
 		}
 	}
-	sum := sha256.Sum256([]byte(key))
-	same := subtle.ConstantTimeCompare(sum[:], a.key[:]) == 1
-	return same && a.Key != ""
+	want := a.KeyNow()
+	got, right := sha256.Sum256([]byte(key)), sha256.Sum256([]byte(want))
+	return subtle.ConstantTimeCompare(got[:], right[:]) == 1 && want != ""
 }
 
 func (a *api) refuse(c *gin.Context, method string, status int, e *apiError, err error) {

@@ -45,6 +45,13 @@ func needWork(s *session.Session) *work {
 	return w
 }
 
+// Busy tells whether a command of s is under way, or waits behind one. Runs on
+// the loop of s.
+func (c *Commands) Busy(s *session.Session) bool {
+	w := workOf(s)
+	return w != nil && (w.busy || w.at < len(w.backlog)) && !w.refused
+}
+
 // noRoom answers a command that nothing has taken.
 func (c *Commands) noRoom(s *session.Session, id uint32) {
 	if c.opts.Overflow == OverflowClose {

@@ -46,6 +46,9 @@ type PublicOptions struct {
 	Trusted []netip.Prefix
 	// Logger takes panics; nil: slog.Default().
 	Logger *slog.Logger
+	// Panicked is told of each panic of a request; nil: nobody. Called from many
+	// goroutines.
+	Panicked func()
 }
 
 // DemoClient are the example client's credentials.
@@ -78,7 +81,7 @@ func NewPublic(o PublicOptions) http.Handler {
 	}
 
 	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string), streams: o.EventPaths}
-	e.Use(defaultHeaders, recovered(o.Logger, func(c *gin.Context) {
+	e.Use(defaultHeaders, recovered(o.Logger, o.Panicked, func(c *gin.Context) {
 		problem(c, http.StatusInternalServerError, "server_error", "internal error")
 	}), cross.handle)
 	e.NoRoute(func(c *gin.Context) { problem(c, http.StatusNotFound, "not_found", "no such path") })
@@ -166,7 +169,7 @@ func defaultHeaders(c *gin.Context) {
 }
 
 // recovered keeps a panic of a handler in, and has it answered.
-func recovered(log *slog.Logger, answer func(*gin.Context)) gin.HandlerFunc {
+func recovered(log *slog.Logger, panicked func(), answer func(*gin.Context)) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		defer func() {
 			p := recover()
@@ -175,6 +178,9 @@ func recovered(log *slog.Logger, answer func(*gin.Context)) gin.HandlerFunc {
 			}
 			if p == http.ErrAbortHandler {
 				panic(p) // net/http's way to drop a connection; it is not logged there either
+			}
+			if panicked != nil {
+				panicked()
 			}
 			// The request itself stays out of the log: it may carry a secret.
 			log.Error("request panicked", "err", p, "remote", c.Request.RemoteAddr,

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/gin-gonic/gin"
@@ -199,7 +200,10 @@ func TestPublicUpgradeWithoutAdopter(t *testing.T) {
 
 func TestPublicPanicIsAnsweredAndLogged(t *testing.T) {
 	var log bytes.Buffer
-	s := newPublicServer(t, PublicOptions{Routes: tokenRoutes, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	var panics atomic.Int64
+	s := newPublicServer(t, PublicOptions{
+		Routes: tokenRoutes, Logger: slog.New(slog.NewTextHandler(&log, nil)), Panicked: func() { panics.Add(1) },
+	})
 	resp, body := ask(t, s, "POST", "/v1/panic?token=secret")
 	if resp.StatusCode != http.StatusInternalServerError {
 		t.Errorf("status %d, want 500", resp.StatusCode)
@@ -222,6 +226,9 @@ func TestPublicPanicIsAnsweredAndLogged(t *testing.T) {
 	}
 	if err == nil {
 		t.Error("a panic behind the head was read as a whole answer")
+	}
+	if n := panics.Load(); n != 2 {
+		t.Errorf("%d panics are told", n)
 	}
 }
 

@@ -25,7 +25,8 @@ import (
 
 // TokenOptions are of the token endpoints. Authority must be set.
 type TokenOptions struct {
-	Authority *auth.Authority
+	// Authority is asked once for each request.
+	Authority func() *auth.Authority
 	// Address is whose a request is, seen through the proxies that are trusted; nil:
 	// the peer's of the connection, since a forwarded one is the sender's to choose.
 	Address func(*gin.Context) string
@@ -36,7 +37,7 @@ type TokenOptions struct {
 // tokenBodyMax is the largest body taken, in bytes.
 const tokenBodyMax = 64 << 10
 
-// tokenEndpoints serve RFC 6749 (token), RFC 7009 (revocation), RFC 7662
+// tokenEndpoints serve a request of RFC 6749 (token), RFC 7009 (revocation), RFC 7662
 // (introspection) and RFC 7517 (keys).
 type tokenEndpoints struct {
 	auth    *auth.Authority
@@ -48,17 +49,20 @@ type tokenEndpoints struct {
 // and GET /.well-known/jwks.json to r. They wait for password hashes and for the
 // disk: they belong on net/http's goroutines.
 func RegisterToken(r gin.IRoutes, opts TokenOptions) {
-	t := &tokenEndpoints{auth: opts.Authority, address: opts.Address, log: opts.Logger}
-	if t.address == nil {
-		t.address = (*gin.Context).RemoteIP
+	log, address := opts.Logger, opts.Address
+	if log == nil {
+		log = slog.Default()
 	}
-	if t.log == nil {
-		t.log = slog.Default()
+	if address == nil {
+		address = (*gin.Context).RemoteIP
 	}
-	r.POST("/v1/token", t.token)
-	r.POST("/v1/token/revoke", t.revoke)
-	r.POST("/v1/token/introspect", t.introspect)
-	r.GET("/.well-known/jwks.json", t.jwks)
+	serve := func(f func(*tokenEndpoints, *gin.Context)) gin.HandlerFunc {
+		return func(c *gin.Context) { f(&tokenEndpoints{auth: opts.Authority(), address: address, log: log}, c) }
+	}
+	r.POST("/v1/token", serve((*tokenEndpoints).token))
+	r.POST("/v1/token/revoke", serve((*tokenEndpoints).revoke))
+	r.POST("/v1/token/introspect", serve((*tokenEndpoints).introspect))
+	r.GET("/.well-known/jwks.json", serve((*tokenEndpoints).jwks))
 }
 
 // oauthError is an answer of RFC 6749 section 5.2.
@@ -168,6 +172,8 @@ func (t *tokenEndpoints) grantError(err error) *oauthError {
 		return invalidRequest("sub is not a name of 1 to 255 bytes")
 	case errors.Is(err, auth.ErrStoreClosed):
 		return unavailable("shutting down")
+	case errors.Is(err, auth.ErrStoreWrite):
+		return unavailable("the token can't be stored, try again")
 	}
 	return t.internal(err)
 }
@@ -187,7 +193,8 @@ func (t *tokenEndpoints) revoke(c *gin.Context) {
 	case errors.Is(err, auth.ErrForeignToken):
 		// RFC 7009 section 2.1: refused, and the client told of it.
 		t.fail(c, badRequest("unauthorized_client", "the token was not issued to this client"))
-	case errors.Is(err, auth.ErrStoreFull), errors.Is(err, auth.ErrKeysUnavailable), errors.Is(err, auth.ErrStoreClosed):
+	case errors.Is(err, auth.ErrStoreFull), errors.Is(err, auth.ErrKeysUnavailable), errors.Is(err, auth.ErrStoreClosed),
+		errors.Is(err, auth.ErrStoreWrite):
 		t.fail(c, unavailable("the token is not revoked, try again"))
 	default:
 		t.fail(c, t.internal(err))
@@ -220,8 +227,8 @@ func (t *tokenEndpoints) introspect(c *gin.Context) {
 	}(in))
 }
 
-// jwks is GET /.well-known/jwks.json. The keys stay as long as the process, so
-// that a verifier may keep them for minutes.
+// jwks is GET /.well-known/jwks.json. Keys seldom change: a verifier may keep
+// them for minutes.
 func (t *tokenEndpoints) jwks(c *gin.Context) {
 	c.Header("Cache-Control", "public, max-age=300")
 	c.Data(http.StatusOK, "application/jwk-set+json", t.auth.Keys.JWKS())

@@ -51,7 +51,7 @@ func newTokenServer(t *testing.T) *tokenServer {
 	t.Cleanup(func() { a.Close() })
 	gin.SetMode(gin.ReleaseMode)
 	e := gin.New()
-	RegisterToken(e, TokenOptions{Authority: a, Logger: log})
+	RegisterToken(e, TokenOptions{Authority: func() *auth.Authority { return a }, Logger: log})
 	s := &tokenServer{Server: httptest.NewServer(e), auth: a}
 	t.Cleanup(s.Close)
 	return s

@@ -1,81 +1,22 @@
 package netpoll
 
 import (
+	"errors"
 	"fmt"
-	"net/netip"
-	"os"
-	"strconv"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
 
+	errorx "github.com/panjf2000/gnet/v2/pkg/errors"
 	"golang.org/x/sys/unix"
-)
 
-// deferSeconds is how long the kernel keeps a connection that says nothing. It
-// counts in retransmissions of its own, of which 1 is the least.
-const deferSeconds = 1
+	"perch/internal/stats"
+)
 
 // firstBytes is how much is read of a new connection at once.
 const firstBytes = 4 << 10
-
-// tuneListeners sets what connections inherit from our listeners, so that it
-// costs no call for each of them.
-//
-// The kernel keeps new connections until their first bytes are there
-// (TCP_DEFER_ACCEPT): one that never speaks costs no descriptor, and one that
-// does is accepted and read in one turn of the loop. In a storm that is a tenth
-// of the CPU.
-//
-// And it ends a connection whose peer has acknowledged nothing for as long as one
-// may be silent (TCP_USER_TIMEOUT): what waits to be sent again holds its memory
-// no longer than that.
-//
-// gnet has neither the options nor a way to its listeners, so they are looked for
-// among the process's descriptors.
-func (s *Server) tuneListeners() error {
-	silence := int(s.opts.silence().Milliseconds())
-	if !s.opts.DeferAccept && silence == 0 {
-		return nil
-	}
-	dir, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return fmt.Errorf("netpoll: tune listeners: %w", err)
-	}
-	for _, e := range dir {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil || !s.listens(fd) {
-			continue
-		}
-		if s.opts.DeferAccept {
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferSeconds); err != nil {
-				return fmt.Errorf("netpoll: defer accept: %w", os.NewSyscallError("setsockopt", err))
-			}
-		}
-		if silence > 0 {
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, silence); err != nil {
-				return fmt.Errorf("netpoll: user timeout: %w", os.NewSyscallError("setsockopt", err))
-			}
-		}
-	}
-	return nil
-}
-
-// listens tells whether a descriptor is one of our listeners.
-func (s *Server) listens(fd int) bool {
-	if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || v == 0 {
-		return false
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return false
-	}
-	var at netip.AddrPort
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		at = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		at = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
-	}
-	return s.ports[at.String()] != nil
-}
 
 // readFirst reads what a new connection has said already. What is not there,
 // or an error, is left to gnet, which hears of it from epoll.
@@ -88,4 +29,92 @@ func (c *conn) readFirst() {
 		c.traffic(l.first[:n])
 		l.flushDirty()
 	}
+}
+
+// A failing accept. gnet ends the loop in which one fails, with all of its
+// connections, and then the engine: a process that is out of descriptors for a
+// moment, or a kernel out of memory, would cost every session. gnet knows that
+// error by errors.Is and an exported variable, and has no option for it, so the
+// variable holds an error that errors.Is finds equal to nothing: the loop goes
+// on. It is set before any engine runs, for all of gnet in the process.
+//
+// The listener is level-triggered, so a loop that goes on at once would do
+// nothing else. gnet tells its logger of the failure, on the loop, before it
+// goes on: there the listeners are taken out of the epoll sets, until a later
+// tick. Who connects meanwhile waits in the kernel's queue.
+func init() { errorx.ErrAcceptSocket = harmless{} }
+
+// harmless is equal to nothing, since it can't be compared.
+type harmless struct{ _ []struct{} }
+
+func (harmless) Error() string { return "accept failed" }
+
+const (
+	// gnetAccept begins the format in which gnet tells its logger of it.
+	gnetAccept = "Accept() failed"
+	// acceptPause is how long no connection is accepted after a failure for want of
+	// descriptors or memory.
+	acceptPause = tick
+)
+
+// acceptCauses are the labels of what an accept fails with; others are other.
+var acceptCauses = map[syscall.Errno]string{
+	unix.EMFILE: "emfile", unix.ENFILE: "enfile", unix.ENOBUFS: "enobufs", unix.ENOMEM: "enomem",
+}
+
+// acceptAdvice says what to do about each.
+var acceptAdvice = map[string]string{
+	"emfile":  "raise the descriptor limit (ulimit -n, LimitNOFILE=) or lower limits.connections",
+	"enfile":  "raise fs.file-max",
+	"enobufs": "the kernel is short of memory: see net.ipv4.tcp_mem and the memory limit",
+	"enomem":  "the kernel is short of memory: see net.ipv4.tcp_mem and the memory limit",
+	"other":   "see accept(2)",
+}
+
+// acceptFailures count what accept has failed with.
+type acceptFailures struct {
+	count stats.Vec[string]
+	told  told
+}
+
+// acceptFailed is told of each accept that failed. Runs on the loop.
+func (s *Server) acceptFailed(err error) {
+	if s.listening.over() {
+		return // its own shutdown made it fail
+	}
+	cause := "other"
+	var errno syscall.Errno
+	if errors.As(err, &errno) && acceptCauses[errno] != "" {
+		cause = acceptCauses[errno]
+		s.listening.pause(acceptPause)
+	}
+	s.acceptFailures.count.Inc(cause)
+	if s.acceptFailures.told.now() {
+		s.log.Error("connections can't be accepted", slog.String("err", err.Error()), slog.String("advice", acceptAdvice[cause]))
+	}
+}
+
+// acceptError finds, in what gnet logs, the failure of an accept.
+func acceptError(format string, args []any) error {
+	if len(args) != 1 || !strings.HasPrefix(format, gnetAccept) {
+		return nil
+	}
+	err, ok := args[0].(error)
+	if !ok {
+		return fmt.Errorf("netpoll: accept: %v", args[0])
+	}
+	return err
+}
+
+// began is from where the time that passes is counted, whatever the wall clock
+// is set to.
+var began = time.Now()
+
+// told bounds how often something is logged that a flood brings about.
+type told struct{ at atomic.Int64 } // nanoseconds since tellEvery before began
+
+// now tells whether it is time, and takes note. Safe from any goroutine.
+func (t *told) now() bool {
+	at, last := int64(tellEvery+time.Since(began)), t.at.Load()
+	return at-last >= int64(tellEvery) && t.at.CompareAndSwap(last, at)
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"perch/internal/pace"
@@ -34,15 +35,17 @@ type AddressLimits struct {
 // from any goroutine.
 type admission struct {
 	scopes [2]scope // the address, its subnet
-	wait   time.Duration
 
-	mu  sync.Mutex
-	all pace.Limiter
+	mu   sync.Mutex
+	all  pace.Limiter
+	wait time.Duration
 }
 
 // scope counts connections by the first bits of their addresses.
 type scope struct {
-	limits       AddressLimits
+	counts       bool         // connections are counted: from the start, or not at all
+	most         atomic.Int64 // of them; 0: no bound
+	rate         atomic.Int64 // in a second; 0: no bound
 	bits4, bits6 int
 	over         verdict
 	shards       [16]scopeShard
@@ -54,19 +57,39 @@ type scopeShard struct {
 	rates pace.Table[netip.Addr]
 }
 
-func newAdmission(o *Options) *admission {
-	a := &admission{wait: o.ConnectionWait, all: pace.Limiter{Rate: pace.Rate{Count: o.ConnectionRate}}}
+func newAdmission(l *Limits) *admission {
+	a := &admission{}
 	// Of IPv6 a /64 is what one host can have all of, and a /48 what one site has.
-	a.scopes[0] = scope{limits: o.PerAddress, bits4: 32, bits6: 64, over: overAddress}
-	a.scopes[1] = scope{limits: o.PerSubnet, bits4: 24, bits6: 48, over: overSubnet}
+	address, subnet := &a.scopes[0], &a.scopes[1]
+	address.bits4, address.bits6, address.over, address.counts = 32, 64, overAddress, l.PerAddress.Connections > 0
+	subnet.bits4, subnet.bits6, subnet.over, subnet.counts = 24, 48, overSubnet, l.PerSubnet.Connections > 0
 	for i := range a.scopes {
-		sc := &a.scopes[i]
-		for j := range sc.shards {
-			sc.shards[j].count = make(map[netip.Addr]int)
-			sc.shards[j].rates.Rate.Count = sc.limits.Rate
+		for j := range a.scopes[i].shards {
+			a.scopes[i].shards[j].count = make(map[netip.Addr]int)
 		}
 	}
+	a.set(l)
 	return a
+}
+
+// set changes the bounds. Connections that were not counted when they came can't
+// be taken out of the count: a bound on addresses holds only where there was one
+// at the start.
+func (a *admission) set(l *Limits) {
+	for i, limits := range []AddressLimits{l.PerAddress, l.PerSubnet} {
+		sc := &a.scopes[i]
+		sc.most.Store(int64(limits.Connections))
+		sc.rate.Store(int64(limits.Rate))
+		for j := range sc.shards {
+			sh := &sc.shards[j]
+			sh.mu.Lock()
+			sh.rates.Rate.Count = limits.Rate
+			sh.mu.Unlock()
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all.Rate.Count, a.wait = l.ConnectionRate, l.ConnectionWait
 }
 
 // addrOf is the address of a socket's peer; the zero one where it has none.
@@ -94,8 +117,6 @@ func (sc *scope) shard(key netip.Addr) *scopeShard {
 	return &sc.shards[(b[5]^b[7]^b[14]^b[15])%byte(len(sc.shards))]
 }
 
-func (sc *scope) none() bool { return sc.limits == AddressLimits{} }
-
 // enter counts a connection of a, whatever the verdict is, until leave. now is in
 // nanoseconds of a clock that does not go back.
 func (a *admission) enter(addr netip.Addr, now int64) verdict {
@@ -105,19 +126,22 @@ func (a *admission) enter(addr netip.Addr, now int64) verdict {
 	}
 	for i := range a.scopes {
 		sc := &a.scopes[i]
-		if sc.none() {
+		if !sc.counts && sc.rate.Load() == 0 {
 			continue
 		}
 		key := sc.key(addr)
 		sh := sc.shard(key)
 		sh.mu.Lock()
-		sh.count[key]++
-		n := sh.count[key]
+		n := 0
+		if sc.counts {
+			sh.count[key]++
+			n = sh.count[key]
+		}
 		paced := v != admitted || sh.rates.Allow(key, now) // who is refused takes nothing of its neighbours'
 		sh.mu.Unlock()
 		switch {
 		case v != admitted:
-		case sc.limits.Connections > 0 && n > sc.limits.Connections:
+		case n > 0 && sc.most.Load() > 0 && int64(n) > sc.most.Load():
 			v = sc.over
 		case !paced:
 			v = overPace
@@ -133,7 +157,7 @@ func (a *admission) leave(addr netip.Addr) {
 	}
 	for i := range a.scopes {
 		sc := &a.scopes[i]
-		if sc.none() {
+		if !sc.counts {
 			continue
 		}
 		key := sc.key(addr)
@@ -149,26 +173,23 @@ func (a *admission) leave(addr netip.Addr) {
 // turn is how long a new connection waits for its turn where too many come in a
 // second; false: longer than it may.
 func (a *admission) turn(now int64) (delay time.Duration, ok bool) {
-	if a.all.Rate.Count == 0 {
-		return 0, true
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.all.Reserve(now, a.wait)
 }
 
 // clock is the time that the limits go by: it does not jump.
-func (s *Server) clock() int64 { return int64(time.Since(s.began)) }
+func (s *Server) clock() int64 { return int64(time.Since(s.made)) }
 
 // greet decides what becomes of a new connection, the n-th that is open.
 func (c *conn) greet(n int64) {
 	s := c.loop.server
 	switch {
-	case n > int64(s.opts.Connections) || s.draining.Load():
+	case n > int64(s.limits.Load().Connections) || s.draining.Load():
 		c.refuse = overFull
 	case s.tight.Load():
 		c.refuse = overMemory
-	case c.via&viaAdopted == 0:
+	case c.via&viaAdopted == 0 && s.limits.Load().ConnectionRate > 0:
 		wait, ok := s.admission.turn(s.clock())
 		if !ok {
 			c.refuse = overRate
@@ -207,8 +228,7 @@ const tellEvery = 10 * time.Second
 // tellRefused logs that connections are refused, now and then. Safe from any
 // goroutine.
 func (s *Server) tellRefused(why string) {
-	now, last := time.Now().UnixNano(), s.told.Load()
-	if now-last < int64(tellEvery) || s.draining.Load() || !s.told.CompareAndSwap(last, now) {
+	if s.draining.Load() || !s.refusals.now() {
 		return
 	}
 	s.log.Warn("connections are refused", slog.String("reason", why), slog.Int64("open", s.open.Load()))

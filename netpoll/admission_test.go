@@ -17,7 +17,7 @@ import (
 )
 
 func TestScopes(t *testing.T) {
-	a := newAdmission(&Options{})
+	a := newAdmission(&Limits{})
 	for _, tt := range []struct{ in, address, subnet string }{
 		{"192.0.2.1", "192.0.2.1", "192.0.2.0"},
 		{"::ffff:192.0.2.1", "192.0.2.1", "192.0.2.0"},

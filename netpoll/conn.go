@@ -79,7 +79,7 @@ func (l *loop) open(socket gnet.Conn, port *port) *conn {
 	c.endpoint = port.none
 	l.stats.Accepted.Add(1)
 	l.stats.Open.Add(1)
-	c.setDeadline(l.server.opts.HandshakeTimeout)
+	c.setDeadline(l.server.limits.Load().HandshakeTimeout)
 	return c
 }
 
@@ -223,7 +223,7 @@ func (c *conn) reschedule() {
 		}
 	}
 	if c.expiry != 0 {
-		left := time.Until(time.Unix(int64(c.expiry), 0))
+		left := time.Unix(int64(c.expiry), 0).Sub(l.server.opts.now())
 		first(l.wheel.now + ticks(max(0, left)))
 	}
 	if due == 0 {
@@ -248,7 +248,7 @@ func (c *conn) fire() {
 		c.fail(session.ReasonMessageTimeout)
 		return
 	}
-	if c.expiry != 0 && time.Now().Unix() >= int64(c.expiry) {
+	if c.expiry != 0 && l.server.opts.now().Unix() >= int64(c.expiry) {
 		c.expiry = 0
 		c.endpoint.Handler.Expire(&c.sess)
 		if !c.live() {

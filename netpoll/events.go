@@ -24,6 +24,9 @@ func (e *events) OnBoot(engine gnet.Engine) gnet.Action {
 	return gnet.None
 }
 
+// OnShutdown implements gnet.EventHandler. The listeners are still open.
+func (e *events) OnShutdown(gnet.Engine) { e.server.listening.leave() }
+
 // OnTick implements gnet.EventHandler. It has a goroutine of its own.
 func (e *events) OnTick() (time.Duration, gnet.Action) {
 	if e.server.stopping.Load() {
@@ -44,8 +47,8 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 	}()
 	ad, _ := socket.Context().(*adopted)
 	socket.SetContext(nil)
-	n := s.open.Add(1)
-	if n > int64(s.opts.HardConnections) {
+	n, limits := s.open.Add(1), s.limits.Load()
+	if n > int64(limits.HardConnections) {
 		s.open.Add(-1)
 		s.refused.Add(1)
 		s.tellRefused("connection limit")
@@ -139,7 +142,10 @@ func (s *Server) panicked(p any) {
 
 // gnetLog passes on what gnet says; its own errors are the only ones of
 // interest above Debug.
-type gnetLog struct{ log *slog.Logger }
+type gnetLog struct {
+	log    *slog.Logger
+	server *Server
+}
 
 func (g gnetLog) say(level slog.Level, format string, args []any) {
 	if g.log.Enabled(context.Background(), level) {
@@ -150,7 +156,13 @@ func (g gnetLog) say(level slog.Level, format string, args []any) {
 func (g gnetLog) Debugf(format string, args ...any) { g.say(slog.LevelDebug, format, args) }
 func (g gnetLog) Infof(format string, args ...any)  { g.say(slog.LevelDebug, format, args) }
 func (g gnetLog) Warnf(format string, args ...any)  { g.say(slog.LevelDebug, format, args) }
-func (g gnetLog) Errorf(format string, args ...any) { g.say(slog.LevelWarn, format, args) }
 func (g gnetLog) Fatalf(format string, args ...any) { g.say(slog.LevelError, format, args) }
+func (g gnetLog) Errorf(format string, args ...any) {
+	if err := acceptError(format, args); err != nil {
+		g.server.acceptFailed(err)
+		return
+	}
+	g.say(slog.LevelWarn, format, args)
+}
 
 var _ session.Loops = (*Server)(nil)

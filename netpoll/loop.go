@@ -33,8 +33,10 @@ type loop struct {
 	start  time.Time
 	drain  drainTask
 
-	inbox   inbox
-	ticking atomic.Bool // a turn of the wheel is in the inbox
+	inbox inbox
+	// asked is since when a turn of the wheel is in the inbox, in nanoseconds of the
+	// server's life; 0: none is.
+	asked atomic.Int64
 
 	// The loop's.
 	chunks [][]conn // conns never move, and a slot's memory is used again
@@ -62,7 +64,6 @@ func (s *Server) newLoop(index int, events gnet.EventLoop) *loop {
 	l := &loop{server: s, index: index, events: events, start: time.Now(), random: uint64(index+1) * 0x9e3779b97f4a7c15}
 	l.drain = drainTask{l}
 	l.inbox.limit = int64(s.opts.InboxBytes)
-	l.paces.Rate.Count = s.opts.MessageRate
 	return l
 }
 
@@ -165,7 +166,7 @@ func (l *loop) rand() uint64 {
 // tick asks for a turn of the wheel, unless one waits already. Safe from any
 // goroutine.
 func (l *loop) tick() {
-	if l.stats.Open.Load() > 0 && l.ticking.CompareAndSwap(false, true) {
+	if l.stats.Open.Load() > 0 && l.asked.CompareAndSwap(0, max(1, int64(time.Since(l.server.made)))) {
 		l.PostTask(0, turnWheel{l})
 	}
 }

@@ -19,22 +19,10 @@ type Options struct {
 	// may use, at most session.MaxLoops.
 	Loops  int
 	Logger *slog.Logger
-	// Connections is how many connections are served: the next ones get a 503.
-	// HardConnections, above it, is where connections are closed without a word;
-	// it stays below the descriptor limit, since a failing accept ends gnet.
-	Connections     int
-	HardConnections int
+	Limits
 	// DeferAccept leaves connections to the kernel until they say something, or for
 	// about a second.
 	DeferAccept bool
-	// PerAddress bounds the connections of one IPv4 address or IPv6 /64, PerSubnet
-	// those of an IPv4 /24 or IPv6 /48: the next ones get a 429.
-	PerAddress, PerSubnet AddressLimits
-	// ConnectionRate bounds how many come in a second, 0: no bound. The next ones
-	// wait for their turn, ConnectionWait at the most; those that would wait longer
-	// get a 503.
-	ConnectionRate int
-	ConnectionWait time.Duration
 	// Trusted are the networks of proxies that are believed: what they put into
 	// X-Forwarded-For, and, with ProxyProtocol, the PROXY header that their
 	// connections begin with.
@@ -42,14 +30,6 @@ type Options struct {
 	ProxyProtocol bool
 	// HTTPConnections bounds the connections that are with net/http.
 	HTTPConnections int
-	// HandshakeTimeout is the time from accept to the end of the request head.
-	HandshakeTimeout time.Duration
-	// MessageTimeout is the time from the first byte of a message, or of a frame, to
-	// its last; 0: no bound.
-	MessageTimeout time.Duration
-	// MessageRate bounds the frames that a session sends in a second, of whatever
-	// kind, with a burst of as many; 0: no bound.
-	MessageRate int
 	// PendingBytes is what may wait for a slow peer.
 	PendingBytes int
 	// InboxBytes bounds what waits for one loop.
@@ -60,6 +40,9 @@ type Options struct {
 	PongTimeout  time.Duration
 	PingMisses   int
 
+	// now is the wall clock, where a test has another. Only what is given in Unix
+	// time goes by it; deadlines and heartbeats go by the time that passes.
+	now       func() time.Time
 	stormFrom uint64 // stormConnects, where a test wants another; 0: that
 }
 
@@ -69,6 +52,31 @@ func (o *Options) silence() time.Duration {
 		return 0
 	}
 	return o.PingInterval + time.Duration(o.PingMisses)*o.PongTimeout
+}
+
+// Limits are those that can change while the server runs: see SetLimits.
+type Limits struct {
+	// Connections is how many connections are served: the next ones get a 503.
+	// HardConnections, above it, is where connections are closed without a word;
+	// it stays below the descriptor limit, so that there is room for the 503s.
+	Connections     int
+	HardConnections int
+	// PerAddress bounds the connections of one IPv4 address or IPv6 /64, PerSubnet
+	// those of an IPv4 /24 or IPv6 /48: the next ones get a 429.
+	PerAddress, PerSubnet AddressLimits
+	// ConnectionRate bounds how many come in a second, 0: no bound. The next ones
+	// wait for their turn, ConnectionWait at the most; those that would wait longer
+	// get a 503.
+	ConnectionRate int
+	ConnectionWait time.Duration
+	// HandshakeTimeout is the time from accept to the end of the request head.
+	HandshakeTimeout time.Duration
+	// MessageTimeout is the time from the first byte of a message, or of a frame, to
+	// its last; 0: no bound.
+	MessageTimeout time.Duration
+	// MessageRate bounds the frames that a session sends in a second, of whatever
+	// kind, with a burst of as many; 0: no bound.
+	MessageRate int
 }
 
 // Listener is one public port and what it serves.

@@ -37,9 +37,9 @@ func (c *conn) inbound() *inbound {
 // MessageTimeout for the rest.
 // Afterwards c may be gone.
 func (c *conn) incomplete() {
-	o := &c.loop.server.opts
-	if c.in.due == 0 && o.MessageTimeout > 0 {
-		c.in.due = c.loop.present() + ticks(o.MessageTimeout) + 1
+	timeout := c.loop.server.limits.Load().MessageTimeout
+	if c.in.due == 0 && timeout > 0 {
+		c.in.due = c.loop.present() + ticks(timeout) + 1
 		c.reschedule()
 	}
 	c.accountIn()
@@ -257,9 +257,12 @@ func (c *conn) fill(b []byte) (took int) {
 func (c *conn) frame(h header, payload []byte) {
 	l := c.loop
 	l.stats.FramesIn.Add(1)
-	if l.server.opts.MessageRate > 0 && !l.paces.Allow(c.id(), l.server.clock()) {
-		c.tooMany()
-		return
+	if rate := l.server.limits.Load().MessageRate; rate > 0 {
+		l.paces.Rate.Count = rate
+		if !l.paces.Allow(c.id(), l.server.clock()) {
+			c.tooMany()
+			return
+		}
 	}
 	ws.Cipher(payload, h.mask, 0)
 	switch h.op {

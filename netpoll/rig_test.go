@@ -140,8 +140,9 @@ func options(addr string, h session.Handler) Options {
 		Listeners: []Listener{{Addr: addr, Endpoints: []*Endpoint{{
 			Path: "/echo", Handler: h, MessageSize: 16 << 20, Check: accept,
 		}}}},
-		Loops: 2, Logger: slog.New(slog.DiscardHandler), Connections: 1000, HardConnections: 1100, HTTPConnections: 16,
-		HandshakeTimeout: 5 * time.Second, PendingBytes: 1 << 20, InboxBytes: 1 << 20,
+		Loops: 2, Logger: slog.New(slog.DiscardHandler), HTTPConnections: 16,
+		Limits:       Limits{Connections: 1000, HardConnections: 1100, HandshakeTimeout: 5 * time.Second},
+		PendingBytes: 1 << 20, InboxBytes: 1 << 20,
 		PingInterval: 25 * time.Second, PongTimeout: 8 * time.Second, PingMisses: 1,
 	}
 }

@@ -32,6 +32,8 @@ type Server struct {
 	ports map[string]*port // by the address that gnet gives a listener
 	only  *port            // where there is one
 
+	limits atomic.Pointer[Limits]
+
 	pingTicks, pongTicks uint32
 
 	handler   events
@@ -40,6 +42,9 @@ type Server struct {
 	watcher   *watcher
 	admission *admission
 	kicks     chan *loop
+	listening listening
+
+	acceptFailures acceptFailures
 
 	open        atomic.Int64 // connections on the loops
 	handed      atomic.Int64 // connections with net/http
@@ -49,12 +54,14 @@ type Server struct {
 	draining    atomic.Bool
 	tight       atomic.Bool  // there is no memory for more connections
 	memory      atomic.Int64 // how much more the connections may hold
-	told        atomic.Int64 // when refused connections were logged last, in Unix nanoseconds
+	refusals    told
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
 
-	began      time.Time
+	ticked atomic.Int64 // the last tick, in nanoseconds since made
+	made   time.Time
+
 	started    chan struct{}
 	startOnce  sync.Once
 	done       chan struct{}
@@ -84,9 +91,12 @@ func New(o Options) (*Server, error) {
 		o.Loops = runtime.GOMAXPROCS(0)
 	}
 	o.Loops = min(o.Loops, session.MaxLoops)
+	if o.now == nil {
+		o.now = time.Now
+	}
 	s := &Server{
-		opts: o, log: o.Logger, ports: make(map[string]*port),
-		kicks: make(chan *loop, session.MaxLoops), began: time.Now(), started: make(chan struct{}), done: make(chan struct{}),
+		opts: o, log: o.Logger, ports: make(map[string]*port), made: time.Now(),
+		kicks: make(chan *loop, session.MaxLoops), started: make(chan struct{}), done: make(chan struct{}),
 	}
 	if o.PingInterval > 0 {
 		s.pingTicks, s.pongTicks = ticks(o.PingInterval), ticks(o.PongTimeout)
@@ -118,8 +128,9 @@ func New(o Options) (*Server, error) {
 	if s.watcher, err = newWatcher(s); err != nil {
 		return nil, err
 	}
-	s.admission = newAdmission(&o)
 	s.memory.Store(math.MaxInt64 / 2)
+	s.limits.Store(&o.Limits)
+	s.admission = newAdmission(&o.Limits)
 	s.handler = events{server: s}
 	return s, nil
 }
@@ -140,7 +151,7 @@ func (s *Server) Run() error {
 	go s.watcher.run()
 	err := gnet.Rotate(&s.handler, addrs,
 		gnet.WithReusePort(true), gnet.WithReuseAddr(true), gnet.WithNumEventLoop(s.opts.Loops),
-		gnet.WithLoadBalancing(gnet.LeastConnections), gnet.WithTicker(true), gnet.WithLogger(gnetLog{s.log}),
+		gnet.WithLoadBalancing(gnet.LeastConnections), gnet.WithTicker(true), gnet.WithLogger(gnetLog{s.log, s}),
 		gnet.WithTCPNoDelay(gnet.TCPNoDelay))
 	_ = s.front.Close()
 	_ = s.watcher.file.Close()
@@ -156,11 +167,18 @@ func (s *Server) Run() error {
 	return nil
 }
 
+// SetLimits changes the limits while the server runs. It holds for connections
+// that come from then on: none is ended. A bound on addresses where there was
+// none at the start is not taken. Safe from any goroutine.
+func (s *Server) SetLimits(l Limits) {
+	s.limits.Store(&l)
+	s.admission.set(&l)
+}
+
 // Started is closed when all loops take connections.
 func (s *Server) Started() <-chan struct{} { return s.started }
 
-// Refuse makes the server answer every further request head with 503: a drain
-// has begun.
+// Refuse makes the server answer every further request head with 503.
 func (s *Server) Refuse() { s.draining.Store(true) }
 
 // Stop closes what is still open and ends Run. The ticker tells gnet, within a
@@ -287,11 +305,43 @@ func (s *Server) portOf(c gnet.Conn) *port {
 // tickNow asks every loop for a turn of its wheel.
 func (s *Server) tickNow() time.Duration {
 	s.startOnce.Do(func() {
-		if err := s.tuneListeners(); err != nil {
+		err := s.listening.find(s)
+		if err != nil {
+			s.log.Warn("listeners not found: a drain answers with 503 until its end", "err", err)
+		}
+		if err == nil {
+			err = s.listening.tune(&s.opts)
+		}
+		if err != nil {
 			s.log.Warn("listeners not tuned: silent connections are accepted, dead ones stay until their pong is due", "err", err)
 		}
 		close(s.started)
 	})
+	s.listening.resume(time.Now())
+	s.ticked.Store(int64(time.Since(s.made)))
 	s.each((*loop).tick)
 	return tick
+}
+
+// Lag is for how long the slowest loop has not got round to the turn of its
+// wheel that a tick asked for, or the ticks themselves have not come; a loop
+// without connections has none. It is above a second where a handler blocks its
+// loop, or something keeps the whole process. Safe from any goroutine.
+func (s *Server) Lag() (lag time.Duration, index int) {
+	now := time.Since(s.made)
+	if s.stopping.Load() {
+		return 0, -1
+	}
+	select {
+	case <-s.started:
+		lag = max(0, now-time.Duration(s.ticked.Load())-tick)
+	default:
+	}
+	index = -1
+	s.each(func(l *loop) {
+		if asked := l.asked.Load(); asked > 0 && now-time.Duration(asked) > lag {
+			lag, index = now-time.Duration(asked), l.index
+		}
+	})
+	return lag, index
 }

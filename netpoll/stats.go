@@ -1,6 +1,7 @@
 package netpoll
 
 import (
+	"time"
 	"unsafe"
 
 	"perch/internal/stats"
@@ -89,6 +90,8 @@ type Stats struct {
 	Refused      uint64 // closed at the hard cap
 	HTTPRefused  uint64 // no room with net/http
 	Panics       uint64
+	AcceptErrors map[string]uint64 // by cause
+	Lag          time.Duration     // see Server.Lag
 	Closes       map[string]uint64 // by reason
 	Handshakes   map[string]uint64 // by outcome
 	Loops        []LoopStats
@@ -110,6 +113,8 @@ func (s *Server) Open() int { return int(s.open.Load()) }
 func (s *Server) Stats() Stats {
 	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64)}
 	out.Panics, out.Refused, out.HTTPRefused = s.panics.Load(), s.refused.Load(), s.httpRefused.Load()
+	out.AcceptErrors = s.acceptFailures.count.Map()
+	out.Lag, _ = s.Lag()
 	s.each(func(l *loop) {
 		st := &l.stats
 		out.Accepted += st.Accepted.Load()

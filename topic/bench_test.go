@@ -62,7 +62,7 @@ func BenchmarkPublish(b *testing.B) {
 			i := 0
 			b.ReportAllocs()
 			for b.Loop() {
-				topics.Publish(topics.fallback, names[i], &Publication{Data: data}, bb.r, done)
+				topics.Publish(topics.rules.Load().fallback, names[i], &Publication{Data: data}, bb.r, done)
 				if i++; i == len(names) {
 					i = 0
 				}
@@ -94,7 +94,7 @@ func BenchmarkFanout10k(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				for range bb.batch {
-					topics.Publish(topics.fallback, "a", &Publication{Data: data}, PublishRequest{}, done)
+					topics.Publish(topics.rules.Load().fallback, "a", &Publication{Data: data}, PublishRequest{}, done)
 				}
 				for l.stepInPlace() {
 				}

@@ -238,7 +238,7 @@ func TestMemoryMetaTTL(t *testing.T) {
 				Memory:  MemoryOptions{MetaTTL: tt.of, Now: clock.now},
 			})
 			position := func(name string) (at Position) {
-				topics.History(topics.fallback, name, Filter{}, func(_ []*Publication, p Position, err error) { at = p })
+				topics.History(topics.rules.Load().fallback, name, Filter{}, func(_ []*Publication, p Position, err error) { at = p })
 				return at
 			}
 			published, err := publishAs(topics, "published", "1", PublishRequest{})

@@ -330,7 +330,7 @@ func TestPatchIsMadeOnce(t *testing.T) {
 		}
 	}
 	l.drain()
-	r.History(r.fallback, "a", allOf, func(all []*Publication, _ Position, _ error) {
+	r.History(r.rules.Load().fallback, "a", allOf, func(all []*Publication, _ Position, _ error) {
 		live := all[1].patch.Load()
 		if live == nil || live.data == nil {
 			t.Fatal("no patch was made")

@@ -126,7 +126,7 @@ func TestTopicsLeaveNothing(t *testing.T) {
 				}
 				// Some end with a publication under way.
 				if i%8 == 0 {
-					topics.Publish(topics.fallback, string(name), &Publication{Data: data}, PublishRequest{}, func(Position, error) {})
+					topics.Publish(topics.rules.Load().fallback, string(name), &Publication{Data: data}, PublishRequest{}, func(Position, error) {})
 				}
 				for k := range sessions {
 					topics.Leave(&sessions[k])
@@ -208,7 +208,7 @@ func fanoutAllocations(t *testing.T, rig func(testing.TB, int) (*Topics, *fakeLo
 		topics, l := rig(t, subscribers)
 		return testing.AllocsPerRun(20, func() {
 			for range batch {
-				topics.Publish(topics.fallback, "a", &Publication{Data: data}, PublishRequest{}, done)
+				topics.Publish(topics.rules.Load().fallback, "a", &Publication{Data: data}, PublishRequest{}, done)
 			}
 			for more := true; more; {
 				more = l.stepInPlace()

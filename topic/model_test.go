@@ -126,7 +126,7 @@ func (m *model) publish(name string) {
 		pub.Tags = map[string]string{"not": fmt.Sprint(not)}
 	}
 	number := m.next
-	m.topics.Publish(m.topics.fallback, name, pub, PublishRequest{}, func(_ Position, err error) {
+	m.topics.Publish(m.topics.rules.Load().fallback, name, pub, PublishRequest{}, func(_ Position, err error) {
 		if err != nil {
 			m.refused++
 			return

@@ -165,3 +165,34 @@ func namespaceOf(name string) (namespace, rest string) {
 	}
 	return ns, rest
 }
+
+// rules are the namespaces that hold. They don't change.
+type rules struct {
+	fallback   *Namespace // of topics without a namespace
+	namespaces map[string]*Namespace
+}
+
+// SetNamespaces puts other namespaces in the place of those that hold; each
+// command looks its namespace up once, and so meets the old or the new one. It
+// is for permissions and for further namespaces: what topics with subscribers
+// keep (histories, positions, presence) is as it was when they subscribed. An
+// error changes nothing. Safe from any goroutine.
+func (t *Topics) SetNamespaces(def NamespaceOptions, list []NamespaceOptions) error {
+	r := &rules{namespaces: make(map[string]*Namespace, len(list))}
+	var err error
+	if r.fallback, err = newNamespace(def); err != nil {
+		return fmt.Errorf("topic: default: %w", err)
+	}
+	for _, o := range list {
+		ns, err := newNamespace(o)
+		if err != nil {
+			return fmt.Errorf("topic: namespace %q: %w", o.Name, err)
+		}
+		if o.Name == "" || r.namespaces[o.Name] != nil {
+			return fmt.Errorf("topic: namespace %q is empty or named twice", o.Name)
+		}
+		r.namespaces[o.Name] = ns
+	}
+	t.rules.Store(r)
+	return nil
+}

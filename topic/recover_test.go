@@ -195,7 +195,7 @@ func TestRecover(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, late %v", tt.name, late), func(t *testing.T) {
 				r := newRecoverRig(t, late, Options{})
 				var at Position
-				r.History(r.fallback, "a", Filter{}, func(_ []*Publication, p Position, _ error) { at = p })
+				r.History(r.rules.Load().fallback, "a", Filter{}, func(_ []*Publication, p Position, _ error) { at = p })
 				if late {
 					r.late.answer(-1)
 				}
@@ -204,7 +204,7 @@ func TestRecover(t *testing.T) {
 					case '.':
 						r.clock.add(40 * time.Second)
 					case '!':
-						r.RemoveHistory(r.fallback, "a", func(error) {})
+						r.RemoveHistory(r.rules.Load().fallback, "a", func(error) {})
 					default:
 						at = r.publish(string(c))
 					}

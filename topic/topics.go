@@ -73,10 +73,9 @@ type Options struct {
 // Topics is the table of the topics that have subscribers on this node. A
 // topic without any costs nothing.
 type Topics struct {
-	opts       Options
-	fallback   *Namespace
-	namespaces map[string]*Namespace
-	broker     Broker
+	opts   Options
+	rules  atomic.Pointer[rules]
+	broker Broker
 
 	seed   maphash.Seed
 	shards [topicShards]shard
@@ -168,24 +167,13 @@ func New(o Options) (*Topics, error) {
 	if o.Broker == nil {
 		o.Broker = NewMemory(o.Memory)
 	}
-	t := &Topics{opts: o, namespaces: make(map[string]*Namespace), broker: o.Broker, seed: maphash.MakeSeed(), stop: make(chan struct{}),
+	t := &Topics{opts: o, broker: o.Broker, seed: maphash.MakeSeed(), stop: make(chan struct{}),
 		checks: make(chan struct{}, checksMost)}
 	for i := range t.shards {
 		t.shards[i].topics = make(map[string]*Topic)
 	}
-	var err error
-	if t.fallback, err = newNamespace(o.Default); err != nil {
-		return nil, fmt.Errorf("topic: default: %w", err)
-	}
-	for _, no := range o.Namespaces {
-		ns, err := newNamespace(no)
-		if err != nil {
-			return nil, fmt.Errorf("topic: namespace %q: %w", no.Name, err)
-		}
-		if no.Name == "" || t.namespaces[no.Name] != nil {
-			return nil, fmt.Errorf("topic: namespace %q is empty or named twice", no.Name)
-		}
-		t.namespaces[no.Name] = ns
+	if err := t.SetNamespaces(o.Default, o.Namespaces); err != nil {
+		return nil, err
 	}
 	if err := t.broker.Start(t); err != nil {
 		return nil, fmt.Errorf("topic: start broker: %w", err)
@@ -217,9 +205,10 @@ func (t *Topics) Namespace(name string) (*Namespace, error) {
 		return nil, ErrUnknownTopic
 	}
 	prefix, rest := namespaceOf(name)
-	ns := t.fallback
+	r := t.rules.Load()
+	ns := r.fallback
 	if prefix != "" {
-		if ns = t.namespaces[prefix]; ns == nil {
+		if ns = r.namespaces[prefix]; ns == nil {
 			return nil, ErrUnknownTopic
 		}
 	} else if len(rest) < len(name) {

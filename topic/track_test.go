@@ -185,7 +185,7 @@ func TestSkipHistory(t *testing.T) {
 	if got := strings.Join(received(p), ""); got != "abc" || len(r.lost) > 0 {
 		t.Errorf("got %q, lost %v", got, r.lost)
 	}
-	r.History(r.fallback, "a", allOf, func(all []*Publication, at Position, _ error) {
+	r.History(r.rules.Load().fallback, "a", allOf, func(all []*Publication, at Position, _ error) {
 		if len(all) != 2 || at.Offset != 2 {
 			t.Errorf("%d are kept, at %+v", len(all), at)
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,10 +23,13 @@ var errAborted = errors.New("stopped by a second signal before the drain was don
 // the same: a second signal means now.
 const abortGrace = time.Second
 
+// stopGrace is what a process takes at the most to end after its drain.
+const stopGrace = 10 * time.Second
+
 func serveCommand(environ []string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Run the server until SIGINT or SIGTERM, then drain; a second signal ends it at once",
+		Short: "Run the server until SIGINT or SIGTERM, then drain; SIGHUP reads the configuration again",
 		Args:  noArgs,
 	}
 	c := newConfigFlags(cmd, environ)
@@ -48,7 +52,10 @@ func serveCommand(environ []string) *cobra.Command {
 			return err
 		}
 		limitMemory(srv.MemoryLimit())
-		return serve(cmd, srv, func() { greet(cmd.OutOrStdout(), opts, srv, c.path()) })
+		return serve(cmd, srv, hooks{
+			greet:  func() { greet(cmd.OutOrStdout(), opts, srv, c.path()) },
+			reload: func() (perch.Options, error) { return c.loadChecked(cmd) },
+		})
 	}
 	return cmd
 }
@@ -66,18 +73,32 @@ type server interface {
 	Run(ctx context.Context) error
 	Ready() <-chan struct{}
 	Abort()
+	Reload(perch.Options) error
+	Lag() time.Duration
+	DrainTime() time.Duration
+}
+
+// hooks are what serve calls.
+type hooks struct {
+	greet  func()
+	reload func() (perch.Options, error) // reads the configuration again
 }
 
 // serve runs srv until it ends by itself or a signal drains it.
-func serve(cmd *cobra.Command, srv server, greet func()) error {
+func serve(cmd *cobra.Command, srv server, h hooks) error {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(ctx) }()
+
+	n := notifier{cmd.ErrOrStderr()}
+	watched, ended := make(chan struct{}), make(chan struct{})
+	go func() { n.watch(srv.Lag, ended); close(watched) }()
+	defer func() { close(ended); <-watched }()
 
 	ready := srv.Ready()
 	draining := false
@@ -87,24 +108,57 @@ func serve(cmd *cobra.Command, srv server, greet func()) error {
 			return err
 		case <-ready:
 			ready = nil
-			greet()
-		case <-signals:
-			if draining {
-				srv.Abort()
-				select {
-				case err := <-done:
-					// The drain may have been done, and the signal come too late.
-					if errors.Is(err, perch.ErrAborted) {
-						return errAborted
-					}
-					return err
-				case <-time.After(abortGrace):
-					return errAborted
+			h.greet()
+			n.ready("serving")
+		case sig := <-signals:
+			switch {
+			case sig == syscall.SIGHUP:
+				if draining {
+					continue // there is nothing left to change
 				}
+				if ready != nil {
+					reload(cmd, srv, h)
+					continue
+				}
+				n.reloading()
+				reload(cmd, srv, h)
+				n.ready("serving")
+			case draining:
+				return abort(srv, done)
+			default:
+				draining = true
+				fmt.Fprintln(cmd.ErrOrStderr(), "perch: draining; once more to stop at once")
+				n.stopping(srv.DrainTime() + stopGrace)
+				cancel()
 			}
-			draining = true
-			fmt.Fprintln(cmd.ErrOrStderr(), "perch: draining; once more to stop at once")
-			cancel()
 		}
+	}
+}
+
+// reload has srv take over the configuration as it is now. What is wrong with
+// it is said in one line, and then nothing has changed.
+func reload(cmd *cobra.Command, srv server, h hooks) {
+	opts, err := h.reload()
+	if err == nil {
+		err = srv.Reload(opts)
+	}
+	if err != nil {
+		text := strings.ReplaceAll(err.Error(), "\n", "; ")
+		fmt.Fprintln(cmd.ErrOrStderr(), "perch: configuration not reloaded: "+text)
+	}
+}
+
+// abort ends srv at once.
+func abort(srv server, done <-chan error) error {
+	srv.Abort()
+	select {
+	case err := <-done:
+		// The drain may have been done, and the signal come too late.
+		if errors.Is(err, perch.ErrAborted) {
+			return errAborted
+		}
+		return err
+	case <-time.After(abortGrace):
+		return errAborted
 	}
 }

@@ -35,10 +35,13 @@ type fakeServer struct {
 	drains  bool          // Run returns when its context ends
 	aborted sync.Once
 	abort   chan struct{}
+
+	reloads   chan perch.Options
+	reloadErr error
 }
 
 func newFake() *fakeServer {
-	return &fakeServer{ready: make(chan struct{}), ends: make(chan struct{}), abort: make(chan struct{})}
+	return &fakeServer{ready: make(chan struct{}), ends: make(chan struct{}), abort: make(chan struct{}), reloads: make(chan perch.Options, 1)}
 }
 
 func (f *fakeServer) Run(ctx context.Context) error {
@@ -55,8 +58,14 @@ func (f *fakeServer) Run(ctx context.Context) error {
 	}
 	return f.err
 }
-func (f *fakeServer) Ready() <-chan struct{} { return f.ready }
-func (f *fakeServer) Abort()                 { f.aborted.Do(func() { close(f.abort) }) }
+func (f *fakeServer) Reload(o perch.Options) error {
+	f.reloads <- o
+	return f.reloadErr
+}
+func (f *fakeServer) Lag() time.Duration       { return 0 }
+func (f *fakeServer) DrainTime() time.Duration { return time.Second }
+func (f *fakeServer) Ready() <-chan struct{}   { return f.ready }
+func (f *fakeServer) Abort()                   { f.aborted.Do(func() { close(f.abort) }) }
 
 func interrupt(t *testing.T, sig syscall.Signal) {
 	t.Helper()
@@ -105,7 +114,7 @@ func TestServeEnds(t *testing.T) {
 			cmd.SetContext(t.Context())
 			cmd.SetErr(io.Discard)
 			greeted := 0
-			err := serve(cmd, f, func() { greeted++; tt.then(t, f) })
+			err := serve(cmd, f, hooks{greet: func() { greeted++; tt.then(t, f) }})
 			if !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
@@ -235,7 +244,9 @@ func startServe(t *testing.T, dir string, args ...string) *process {
 func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{cmd: cmd, stderr: &strings.Builder{}, done: make(chan struct{})}
-	cmd.Stderr = p.stderr
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.stderr
+	}
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -51,7 +51,11 @@ func full() Snapshot {
 		RPCPanics: 147, RPCTimeouts: 148,
 		TokensIssued:  map[string]uint64{"client_credentials": 149},
 		TokensRefused: map[string]uint64{"invalid_client": 150},
-		API:           map[APILabel]uint64{{"publish", "0"}: 151},
+		Reloads:       map[string]uint64{"ok": 162},
+		AcceptErrors:  map[string]uint64{"emfile": 163},
+		LoopLag:       164,
+		StoreFailures: 165, StoreFailing: true, HTTPPanics: 166,
+		API: map[APILabel]uint64{{"publish", "0"}: 151},
 	}
 }
 
@@ -126,6 +130,12 @@ var wantFull = map[string]float64{
 	`perch_tokens_issued_total{grant="client_credentials"}`: 149,
 	`perch_tokens_refused_total{error="invalid_client"}`:    150,
 	`perch_api_requests_total{code="0",method="publish"}`:   151,
+	`perch_config_reloads_total{outcome="ok"}`:              162,
+	`perch_accept_errors_total{cause="emfile"}`:             163,
+	`perch_loop_lag_seconds`:                                164,
+	`perch_token_store_failures_total`:                      165,
+	`perch_token_store_failing`:                             1,
+	`perch_http_panics_total`:                               166,
 }
 
 func get(t *testing.T, snapshot func() Snapshot, accept string) (*http.Response, []byte) {

@@ -19,6 +19,8 @@ type Snapshot struct {
 	// turned away, by cause.
 	Accepted uint64
 	Refused  map[string]uint64
+	// AcceptErrors counts the accepts that failed, by cause.
+	AcceptErrors map[string]uint64
 	// Sessions are the peers that are known by now.
 	Sessions int64
 
@@ -40,6 +42,9 @@ type Snapshot struct {
 	Closes     map[string]uint64
 
 	Loops []Loop
+	// LoopLag is for how long the slowest loop has not got round to its turn, in
+	// seconds.
+	LoopLag float64
 	// InboxLimit is the most bytes that wait for one loop.
 	InboxLimit int64
 	// PendingBytes wait for slow peers to take them; SlowConsumers counts the
@@ -86,6 +91,14 @@ type Snapshot struct {
 	TokensIssued  map[string]uint64
 	TokensRefused map[string]uint64
 
+	// StoreFailures counts the writes of the token store that failed; StoreFailing:
+	// the last one did.
+	StoreFailures uint64
+	StoreFailing  bool
+	// HTTPPanics counts the requests whose handler panicked.
+	HTTPPanics uint64
+	// Reloads counts reloads of the configuration, by outcome.
+	Reloads map[string]uint64
 	// API counts calls of the server API.
 	API map[APILabel]uint64
 }
