@@ -60,6 +60,7 @@ type conn struct {
 	half     bool    // the sending side is shut
 	adopted  bool    // not accepted here
 	owed     uint8   // pongs that may still come, of this ping and of earlier ones
+	deflate  byte    // of permessage-deflate (deflate_offer.go); 0 without it
 }
 
 // live tells whether the session reads and writes.
@@ -97,7 +98,9 @@ func (c *conn) closed() {
 	c.releaseIn()
 	c.unlist()
 	c.releaseOut()
-	l.stats.Open.Add(-1)
+	if l.stats.Open.Add(-1) == 0 {
+		l.press.clear()
+	}
 	l.server.open.Add(-1)
 	l.server.admission.leave(c.socket.RemoteAddr())
 	l.stats.Closes[c.reason].Add(1)
@@ -156,6 +159,7 @@ func (c *conn) CloseWith(r session.Reason, code uint16, text string) {
 		return
 	case modeWebSocket:
 		c.end(r)
+		c.endLine()
 		c.writeClose(code, text)
 		c.linger()
 	case modeEvents:
@@ -280,8 +284,8 @@ func (c *conn) beat(now uint32) {
 		return
 	}
 	if c.awaiting {
-		if now < c.answerBy() {
-			return
+		if now < c.answerBy() || c.inflating() {
+			return // a pong may be among what is held
 		}
 		c.misses++
 		if int(c.misses) >= s.opts.PingMisses {

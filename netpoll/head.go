@@ -28,6 +28,7 @@ type head struct {
 	versions             int
 	version              []byte
 	protocols            []byte // all Sec-WebSocket-Protocol lines, joined
+	extensions           []byte // all Sec-WebSocket-Extensions lines, joined
 	origins              int
 	origin               []byte
 	authorizations       int
@@ -221,13 +222,21 @@ func (h *head) field(name, value []byte) {
 		}
 	case 22:
 		if fold(name, "sec-websocket-protocol") {
-			if h.protocols == nil {
-				h.protocols = value
-			} else {
-				h.protocols = append(append(bytes.Clone(h.protocols), ',', ' '), value...)
-			}
+			h.protocols = joinLines(h.protocols, value)
+		}
+	case 24:
+		if fold(name, "sec-websocket-extensions") {
+			h.extensions = joinLines(h.extensions, value)
 		}
 	}
+}
+
+// joinLines makes one list of those of several lines (RFC 9110, section 5.3).
+func joinLines(first, next []byte) []byte {
+	if first == nil {
+		return next
+	}
+	return append(append(bytes.Clone(first), ',', ' '), next...)
 }
 
 // fold compares a header's name with a lower-case one of the same length.

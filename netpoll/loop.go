@@ -46,6 +46,7 @@ type loop struct {
 	first   []byte // where the first bytes of a new connection are read
 	random  uint64
 	storm   storm
+	press   press
 	// request is what Check is given, used again for each.
 	request Request
 

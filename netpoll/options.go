@@ -44,6 +44,9 @@ type Options struct {
 	PingInterval time.Duration
 	PongTimeout  time.Duration
 	PingMisses   int
+	// Deflate is of permessage-deflate, on all endpoints of WebSockets. Its zero value
+	// turns it off.
+	Deflate Deflate
 
 	stormFrom uint64 // stormConnects, where a test wants another; 0: that
 }

@@ -38,6 +38,7 @@ type Server struct {
 	front     *front
 	watcher   *watcher
 	admission *admission
+	deflater  *deflater // nil: permessage-deflate is not negotiated
 	kicks     chan *loop
 
 	open        atomic.Int64 // connections on the loops
@@ -115,6 +116,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.admission = newAdmission(o.ConnectionsPerAddress, o.ConnectionRate)
+	s.deflater = newDeflater(s, o.Deflate, runtime.GOMAXPROCS(0))
 	s.handler = events{server: s}
 	return s, nil
 }
