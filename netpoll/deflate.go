@@ -32,7 +32,8 @@ type Deflate struct {
 	// means 256.
 	Threshold int
 	// Workers bounds how many jobs run at once; 0 means one a processor that the
-	// process may use, at most 4. Each has a deflater of about 1 MB.
+	// process may use, at most 4. Each has a deflater of about 1.2 MB, and one of 0.8 for each
+	// smaller window that clients ask for.
 	Workers int
 }
 
@@ -51,9 +52,9 @@ const (
 	fullWindow = 15 // bits
 	// scratchMax is the largest scratch buffer that is kept.
 	scratchMax = 256 << 10
-	// deflateLevel is the fastest. On publications of 1 to 64 KiB it takes half the
-	// time of the levels that save 5% more, and has the smallest tables.
-	deflateLevel = flate.BestSpeed
+	// deflateLevel: a publication of 1 KiB takes 7 µs, one of 64 KiB 120 µs. Higher ones
+	// take up to half as much again for less than 1%.
+	deflateLevel = 3
 )
 
 // tail is what stands behind a message's payload when it is inflated: what the

@@ -385,4 +385,5 @@ func (p *press) clear() {
 	if p.recent = nil; len(p.shared) == 0 {
 		p.shared = nil
 	}
+	p.taken()
 }
