@@ -143,7 +143,7 @@ func (j *inflation) export(m *Moved) {
 // Run implements session.Task. Runs on the loop.
 func (j *inflation) Run() (more bool) {
 	l := j.loop
-	if c := l.at(j.id); c != nil && c.inflating() && c.in.job == j {
+	if c := l.at(j.id); c != nil && c.inflating() {
 		l.guard(c, func() { c.inflated(j) })
 	}
 	return false

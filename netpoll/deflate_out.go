@@ -207,26 +207,38 @@ func (c *conn) stand(s standing) {
 // false: nothing was.
 func (o *outbound) move(all bool) bool {
 	n := 0
-	for _, s := range o.line {
-		f := s.frames
-		switch {
-		case s.job == nil:
-		case s.job.done:
-			f = s.job.out
-		case !all:
-			goto moved
-		case !s.job.shared:
-			s.job.off() // nobody waits for it any more
+	for ; n < len(o.line); n++ {
+		s := &o.line[n]
+		f, ready := s.ready()
+		if !ready && !all {
+			break
 		}
+		s.abandon()
 		o.seal()
 		o.parts = append(o.parts, f)
 		o.standing -= len(s.frames)
 		o.bytes += len(f) - len(s.frames)
-		n++
 	}
-moved:
 	o.leave(n)
 	return n > 0
+}
+
+// ready is what to send for s; false: as it is, the pool has not done with it.
+func (s *standing) ready() (frames []byte, ok bool) {
+	switch {
+	case s.job == nil:
+		return s.frames, true
+	case s.job.done:
+		return s.job.out, true
+	}
+	return s.frames, false
+}
+
+// abandon spares the pool what nobody else waits for.
+func (s *standing) abandon() {
+	if s.job != nil && !s.job.shared {
+		s.job.off()
+	}
 }
 
 // leave ends the first n places in line.
@@ -240,10 +252,8 @@ func (o *outbound) leave(n int) {
 
 // disperse ends the line: what stands in it is not sent.
 func (o *outbound) disperse() {
-	for _, s := range o.line {
-		if s.job != nil && !s.job.shared {
-			s.job.off() // nobody else waits for it
-		}
+	for i := range o.line {
+		o.line[i].abandon()
 	}
 	o.bytes -= o.standing
 	o.leave(len(o.line))
