@@ -32,8 +32,8 @@ type Deflate struct {
 	// means 256.
 	Threshold int
 	// Workers bounds how many jobs run at once; 0 means one a processor that the
-	// process may use, at most 4. Each has a deflater of about 1.2 MB, and one of 0.8 for each
-	// smaller window that clients ask for.
+	// process may use, at most 4. Each has a deflater and an inflater of 1.4 MB together, and 1.1 MB
+	// more for each smaller window that is asked for and that a message exceeds.
 	Workers int
 }
 

@@ -171,9 +171,9 @@ func TestDeflateUnnegotiated(t *testing.T) {
 	}
 }
 
-// zeros is a deflated message of 16 MiB of zeros for each n, of about 16 KiB, and
+// zeros is a deflated message of n times 16 MiB of zeros for each n asked for, and
 // 1 MiB more.
-func zeros(t testing.TB, n int) string {
+func zeros(t testing.TB, ns ...int) (out []string) {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := flate.NewWriter(&b, flate.BestCompression)
@@ -189,19 +189,23 @@ func zeros(t testing.TB, n int) string {
 		_ = w.Flush() // into a buffer
 		return b.String()
 	}
-	first := write(1)
-	return strings.TrimSuffix(first+strings.Repeat(write(16), n), tail[:4])
+	first, more := write(1), write(16)
+	for _, n := range ns {
+		out = append(out, strings.TrimSuffix(first+strings.Repeat(more, n), tail[:4]))
+	}
+	return out
 }
 
 // A message is inflated to its limit and no further, whatever it would become.
 func TestDeflateBomb(t *testing.T) {
+	bombs := zeros(t, 1, 64)
 	for _, tt := range []struct {
 		name  string
 		limit int
 		bomb  string
 	}{
-		{"17 MiB in 17 KB, of 64 KiB", 64 << 10, zeros(t, 1)},
-		{"a GiB in 1 MB, of 16 MiB", 16 << 20, zeros(t, 64)},
+		{"17 MiB in 17 KB, of 64 KiB", 64 << 10, bombs[0]},
+		{"a GiB in 1 MB, of 16 MiB", 16 << 20, bombs[1]},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newDeflateRig(t, func(o *Options) { o.Listeners[0].Endpoints[0].MessageSize = tt.limit })

@@ -488,7 +488,11 @@ func TestDeflateSlow(t *testing.T) {
 // however the pool works: all of it arrives, whole and in order.
 func TestDeflateRandom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for seed := range uint64(60) {
+		seeds := uint64(40)
+		if raceEnabled {
+			seeds = 6
+		}
+		for seed := range seeds {
 			d := newDeflateRig(t, func(o *Options) { o.PendingBytes = 64 << 20 })
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			type side struct {
@@ -569,7 +573,11 @@ func TestDeflateRandom(t *testing.T) {
 func TestToolsLast(t *testing.T) {
 	var tl tools
 	text := []byte(message(1) + words(300, 1))
-	for i := range 70_000 {
+	rounds := 70_000
+	if raceEnabled {
+		rounds = 5000
+	}
+	for i := range rounds {
 		b := tl.pack(text, fullWindow)
 		if i%1000 != 0 && i < 65_000 {
 			continue
