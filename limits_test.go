@@ -3,29 +3,12 @@ package perch_test
 import (
 	"fmt"
 	"net/http"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
 	"perch"
 	"perch/internal/testkit"
 )
-
-// metric reads a value of /metrics by its name and labels.
-func (s *server) metric(t testing.TB, name string) float64 {
-	t.Helper()
-	_, page := get(t, "http://"+s.admin+"/metrics")
-	m := regexp.MustCompile("(?m)^" + regexp.QuoteMeta(name) + " (.*)$").FindStringSubmatch(page)
-	if m == nil {
-		return 0
-	}
-	v, err := strconv.ParseFloat(m[1], 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
 
 // TestSessionsPerUser: the session too many is told not to come back; another
 // user's, and one after others have gone, are let in.

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -170,6 +172,24 @@ func do(t testing.TB, req *http.Request) (int, string) {
 		t.Fatalf("%s %s: %v", req.Method, req.URL, err)
 	}
 	return resp.StatusCode, string(b)
+}
+
+// metric is a counter or a gauge of the server's page, 0 where it is not there.
+func (s *server) metric(t testing.TB, name string) float64 {
+	t.Helper()
+	status, page := get(t, "http://"+s.admin+"/metrics")
+	if status != http.StatusOK {
+		t.Fatalf("metrics: %d", status)
+	}
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindStringSubmatch(page)
+	if m == nil {
+		return 0
+	}
+	v, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // token is a connection token of user, good for ttl.

@@ -142,6 +142,10 @@ type WebSocketOptions struct {
 	AllowedOrigins []string `koanf:"allowed_origins"`
 	// MessageSize is the largest message taken, in bytes.
 	MessageSize int `koanf:"message_size" unit:"bytes"`
+	// Compression negotiates permessage-deflate (RFC 7692) with clients that offer it.
+	// Messages shorter than CompressionThreshold are sent as they are.
+	Compression          bool `koanf:"compression"`
+	CompressionThreshold int  `koanf:"compression_threshold" unit:"bytes"`
 }
 
 // PathOff, in the place of a path, leaves its endpoint out.
@@ -252,7 +256,9 @@ func DefaultOptions() Options {
 			RecoveryLimit: 300, HistoryMetaTTL: time.Hour, IdempotencyTTL: 5 * time.Minute,
 			JoinLeaveInterval: 200 * time.Millisecond, PositionInterval: 40 * time.Second,
 		},
-		WebSocket: WebSocketOptions{Path: "/connection/websocket", UniPath: "/connection/uni_websocket", MessageSize: 64 << 10},
+		WebSocket: WebSocketOptions{
+			Path: "/connection/websocket", UniPath: "/connection/uni_websocket", MessageSize: 64 << 10, CompressionThreshold: 256,
+		},
 		SSE:       SSEOptions{Path: "/connection/uni_sse"},
 		Heartbeat: HeartbeatOptions{Interval: 25 * time.Second, Timeout: 8 * time.Second, Misses: 1},
 		Limits: LimitOptions{

@@ -362,6 +362,8 @@ func (c *checker) webSocket(w *WebSocketOptions) {
 	}
 	// Below 1 KiB not even a connect command with its token would pass.
 	c.count("websocket.message_size", w.MessageSize, 1<<10, 64<<20)
+	// Pings of the client protocol stay below it.
+	c.count("websocket.compression_threshold", w.CompressionThreshold, 32, 64<<20)
 }
 
 // originPattern: an origin has a scheme, a host and maybe a port, nothing else

@@ -62,6 +62,13 @@ func (s *Server) snapshot() stats.Snapshot {
 			Publications: t.Publications, Rejected: t.Rejected, Deliveries: t.Deliveries,
 			Encodings: t.Encodings, EncodeErrors: t.EncodeErrors,
 		},
+		Deflate: stats.Deflate{
+			Sessions: n.Deflate.Sessions, Declined: n.Deflate.Declined, Bombs: n.Deflate.Bombs, QueueBytes: int64(n.Deflate.QueueBytes),
+			Messages: stats.Traffic{In: n.Deflate.Inflated, Out: n.Deflate.Deflated},
+			Refused:  stats.Traffic{In: n.Deflate.InflateRefused, Out: n.Deflate.DeflateRefused},
+			Plain:    stats.Traffic{In: n.Deflate.InflatedTo, Out: n.Deflate.DeflatedFrom},
+			Deflated: stats.Traffic{In: n.Deflate.InflatedFrom, Out: n.Deflate.DeflatedTo},
+		},
 		History: stats.History{
 			Topics: int64(t.History.Topics), Publications: int64(t.History.Publications), Bytes: t.History.Bytes,
 			Limit: int64(s.opts.Topics.HistoryBytes), Recovered: map[string]uint64{"yes": t.Recoveries, "no": t.Unrecovered},

@@ -23,7 +23,11 @@ import (
 	"perch/topic"
 )
 
-const echoPath = "/echo"
+const (
+	echoPath = "/echo"
+	// deflateWorkers is the most that deflate and inflate at once: each keeps 1.4 MB.
+	deflateWorkers = 4
+)
 
 // wireAuth opens the keys, the clients and the store of what is revoked.
 func (s *Server) wireAuth() error {
@@ -164,12 +168,26 @@ func (s *Server) wireNet() error {
 		Trusted: o.Proxy.networks(), ProxyProtocol: o.Proxy.Protocol,
 		PendingBytes: o.Limits.PendingBytes, InboxBytes: o.Limits.InboxBytes,
 		PingInterval: o.Heartbeat.Interval, PongTimeout: o.Heartbeat.Timeout, PingMisses: o.Heartbeat.Misses,
+		Deflate: s.deflate(),
 	})
 	if err != nil {
 		return err
 	}
 	s.authority.Load().Store.OnRevoke(s.endRevoked)
 	return nil
+}
+
+// deflate is permessage-deflate, where it is configured. Its runners leave workers to
+// others.
+func (s *Server) deflate() netpoll.Deflate {
+	o := &s.opts
+	if !o.WebSocket.Compression {
+		return netpoll.Deflate{}
+	}
+	return netpoll.Deflate{
+		Submit: s.pool.Submit, Threshold: o.WebSocket.CompressionThreshold,
+		Workers: max(1, min(runtime.GOMAXPROCS(0), o.Pool.Workers/2, deflateWorkers)),
+	}
 }
 
 // endRevoked ends the live sessions of what has been revoked.

@@ -63,6 +63,7 @@ type conn struct {
 	half     bool    // the sending side is shut
 	via      via
 	owed     uint8 // pongs that may still come, of this ping and of earlier ones
+	deflate  byte  // of permessage-deflate (deflate_offer.go); 0 without it
 }
 
 // live tells whether the session reads and writes.
@@ -99,7 +100,9 @@ func (c *conn) closed() {
 	c.releaseIn()
 	c.unlist()
 	c.releaseOut()
-	l.stats.Open.Add(-1)
+	if l.stats.Open.Add(-1) == 0 {
+		l.press.clear()
+	}
 	l.server.open.Add(-1)
 	c.leave()
 	if c.via&viaProxy != 0 {
@@ -162,6 +165,7 @@ func (c *conn) CloseWith(r session.Reason, code uint16, text string) {
 	case modeWebSocket:
 		c.tell(r)
 		c.end(r)
+		c.endLine()
 		c.writeClose(code, text)
 		c.linger()
 	case modeEvents:
@@ -304,8 +308,8 @@ func (c *conn) beat(now uint32) {
 		return
 	}
 	if c.awaiting {
-		if now < c.answerBy() {
-			return
+		if now < c.answerBy() || c.inflating() {
+			return // a pong may be among what is held
 		}
 		c.misses++
 		if int(c.misses) >= s.opts.PingMisses {

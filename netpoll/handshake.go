@@ -88,7 +88,7 @@ func (c *conn) request(b []byte, n int) {
 		return
 	}
 	c.endpoint = ep
-	if ok := c.checkForm(&h); !ok {
+	if !c.checkForm(&h) || !c.offered(&h) {
 		return
 	}
 	c.mode = modeChecking
@@ -251,13 +251,14 @@ func (c *conn) further(b []byte) {
 
 // switchProtocols answers the head (section 4.2.2).
 func (c *conn) switchProtocols(d *Decision, key [24]byte) {
-	var buf [256]byte
+	var buf [384]byte
 	b := append(buf[:0], "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	b = appendAccept(b, key)
 	if d.Protocol != "" {
 		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
 		b = append(b, d.Protocol...)
 	}
+	b = c.appendExtension(b)
 	b = append(b, "\r\n"...)
 	b = append(b, d.Header...)
 	b = append(b, "\r\n"...)

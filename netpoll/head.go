@@ -29,6 +29,7 @@ type head struct {
 	versions             int
 	version              []byte
 	protocols            []byte // all Sec-WebSocket-Protocol lines, joined
+	extensions           []byte // all Sec-WebSocket-Extensions lines, joined
 	origins              int
 	origin               []byte
 	authorizations       int
@@ -247,6 +248,10 @@ func (h *head) field(name, value []byte) {
 	case 22:
 		if fold(name, "sec-websocket-protocol") {
 			h.protocols = join(h.protocols, value)
+		}
+	case 24:
+		if fold(name, "sec-websocket-extensions") {
+			h.extensions = join(h.extensions, value)
 		}
 	}
 }

@@ -54,6 +54,7 @@ type loop struct {
 	paces pace.Table[session.ID]
 	// clients are those of the conns that come through a proxy, by slot.
 	clients map[uint32]netip.AddrPort
+	press   press
 	// request is what Check is given, used again for each.
 	request Request
 

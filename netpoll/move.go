@@ -17,6 +17,7 @@ var (
 	ErrGone    = errors.New("netpoll: no such session")
 	ErrNoMove  = errors.New("netpoll: this session can't move")
 	errVersion = errors.New("netpoll: connection state of an unknown version")
+	errDeflate = errors.New("netpoll: the connection deflates messages, this server does not")
 )
 
 // moveVersion is the version of Moved.
@@ -34,6 +35,11 @@ type Moved struct {
 	Message []byte
 	Opcode  byte
 	Open    bool
+	// Deflate is what has been negotiated of permessage-deflate. Deflated says that
+	// Message is, Whole that all of it is there: Raw comes behind it.
+	Deflate  byte
+	Deflated bool
+	Whole    bool
 	// The framing, outwards: bytes that the peer has not taken yet.
 	Pending []byte
 	// The endpoint and the heartbeat.
@@ -74,6 +80,7 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 		return m, nil, ErrNoMove
 	}
 	// What a turn still owes the peer goes first, as far as it will.
+	c.endLine()
 	c.flush()
 	if !c.live() {
 		return m, nil, ErrGone
@@ -89,6 +96,7 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 	m = Moved{
 		Version: moveVersion, Path: c.endpoint.Path, Encoding: c.sess.Encoding, FramePings: c.frames,
 		Beating: c.beating, Awaiting: c.awaiting, Misses: c.misses, Session: state,
+		Deflate: c.deflate,
 	}
 	if c.via&viaProxy != 0 {
 		m.Client = c.client()
@@ -98,7 +106,10 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 			m.Raw = append([]byte(nil), in.raw.B...)
 		}
 		if in.open {
-			m.Message, m.Opcode, m.Open = append([]byte{}, in.msg.B...), byte(in.op), true
+			m.Message, m.Opcode, m.Open, m.Deflated = append([]byte{}, in.msg.B...), byte(in.op), true, in.deflated
+		}
+		if in.job != nil {
+			in.job.export(&m)
 		}
 	}
 	if o := c.out; o != nil {
@@ -130,6 +141,10 @@ func (s *Server) Import(m Moved, f *os.File) error {
 		_ = c.Close()
 		return fmt.Errorf("netpoll: import: %w: %d", errVersion, m.Version)
 	}
+	if m.Deflate != 0 && s.deflater == nil {
+		_ = c.Close()
+		return fmt.Errorf("netpoll: import: %w", errDeflate)
+	}
 	for _, ln := range s.opts.Listeners {
 		for _, p := range s.ports {
 			if p.addr == ln.Addr && p.endpoints[m.Path] != nil {
@@ -155,7 +170,7 @@ func (c *conn) restore(m *Moved) {
 	if c.endpoint.ConnectTimeout > 0 {
 		c.deadline = l.present() + ticks(c.endpoint.ConnectTimeout) + 1
 	}
-	c.frames = m.FramePings
+	c.frames, c.deflate = m.FramePings, m.Deflate
 	c.sess.Open(c, l, c.id())
 	c.sess.Encoding = m.Encoding
 	c.sessions = true
@@ -178,10 +193,13 @@ func (c *conn) restore(m *Moved) {
 	}
 	if m.Open && c.mode == modeWebSocket {
 		in := c.inbound()
-		in.op, in.open = ws.OpCode(m.Opcode), true
+		in.op, in.open, in.deflated = ws.OpCode(m.Opcode), true, m.Deflated
 		in.msg = inBuffers.Get()
 		in.msg.B = append(in.msg.B, m.Message...)
 		c.incomplete()
+	}
+	if m.Whole && c.mode == modeWebSocket {
+		c.inflate(ws.OpCode(m.Opcode), m.Message)
 	}
 	if len(m.Raw) > 0 && c.mode == modeWebSocket {
 		c.readFrames(m.Raw)

@@ -39,6 +39,9 @@ type Options struct {
 	PingInterval time.Duration
 	PongTimeout  time.Duration
 	PingMisses   int
+	// Deflate is of permessage-deflate, on all endpoints of WebSockets. Its zero value
+	// turns it off.
+	Deflate Deflate
 
 	// now is the wall clock, where a test has another. Only what is given in Unix
 	// time goes by it; deadlines and heartbeats go by the time that passes.

@@ -23,6 +23,9 @@ type inbound struct {
 	due   uint32                     // the tick by which it has to be whole; 0 for never
 	// counted is what of the buffers is in the loop's PartialBytes.
 	counted int
+
+	deflated bool       // the fragmented message is
+	job      *inflation // a whole message that is being inflated; nothing else is there then
 }
 
 // inbound makes sure that c has one.
@@ -79,6 +82,9 @@ func (c *conn) releaseIn() {
 	if c.in.msg != nil {
 		putInBuffer(c.in.msg)
 	}
+	if c.in.job != nil {
+		c.in.job.drop()
+	}
 	c.in = nil
 }
 
@@ -97,7 +103,8 @@ type header struct {
 	fin    bool
 	mask   [4]byte
 	length int
-	size   int // of the header itself
+	size   int  // of the header itself
+	rsv1   bool // a deflated message begins
 }
 
 // maxClientHeader is the largest frame header that a client sends.
@@ -105,22 +112,23 @@ const maxClientHeader = 14
 
 // parseHeader reads the header at the front of b. ok is false while bytes are
 // missing. A reason other than none is a violation, which is found as early as
-// its bytes are there.
-func parseHeader(b []byte) (h header, ok bool, bad session.Reason) {
+// its bytes are there. forbidden are the reserved bits that no extension uses.
+func parseHeader(b []byte, forbidden byte) (h header, ok bool, bad session.Reason) {
 	if len(b) < 2 {
 		// RSV and opcode stand in the first byte.
-		if len(b) == 1 && (b[0]&0x70 != 0 || reserved(ws.OpCode(b[0]&0x0f))) {
+		if len(b) == 1 && (b[0]&forbidden != 0 || misplaced(b[0]) || reserved(ws.OpCode(b[0]&0x0f))) {
 			return h, false, session.ReasonProtocolError
 		}
 		return h, false, session.ReasonNone
 	}
 	h.fin = b[0]&0x80 != 0
+	h.rsv1 = b[0]&rsv1 != 0
 	h.op = ws.OpCode(b[0] & 0x0f)
-	// No extension is negotiated: RSV1 to RSV3 are 0 (section 5.2). Every frame
+	// What no negotiated extension uses of RSV1 to RSV3 is 0 (section 5.2). Every frame
 	// of a client is masked (section 5.1). Control frames are not fragmented and
 	// have at most 125 bytes (section 5.5).
 	n := int(b[1] & 0x7f)
-	if b[0]&0x70 != 0 || reserved(h.op) || b[1]&0x80 == 0 || h.op >= ws.OpClose && (!h.fin || n > 125) {
+	if b[0]&forbidden != 0 || misplaced(b[0]) || reserved(h.op) || b[1]&0x80 == 0 || h.op >= ws.OpClose && (!h.fin || n > 125) {
 		return h, false, session.ReasonProtocolError
 	}
 	h.size = 2 + 4
@@ -166,14 +174,18 @@ func (c *conn) admit(h header) session.Reason {
 	if h.op >= ws.OpClose {
 		return session.ReasonNone
 	}
-	open, sofar := false, 0
+	open, sofar, limit := false, 0, c.endpoint.MessageSize
+	deflated := h.rsv1
 	if c.in != nil && c.in.open {
-		open, sofar = true, len(c.in.msg.B)
+		open, sofar, deflated = true, len(c.in.msg.B), c.in.deflated
+	}
+	if deflated {
+		limit = packedMost(limit)
 	}
 	if (h.op == ws.OpContinuation) != open {
 		return session.ReasonProtocolError // section 5.4
 	}
-	if h.length > c.endpoint.MessageSize-sofar {
+	if h.length > limit-sofar {
 		return session.ReasonMessageTooBig
 	}
 	return session.ReasonNone
@@ -183,11 +195,15 @@ func (c *conn) admit(h header) session.Reason {
 // unmasked in place.
 func (c *conn) readFrames(b []byte) {
 	for len(b) > 0 && c.mode == modeWebSocket {
+		if c.inflating() {
+			c.hold(b)
+			return
+		}
 		if c.in != nil && c.in.raw != nil {
 			b = b[c.fill(b):]
 			continue
 		}
-		h, ok, bad := parseHeader(b)
+		h, ok, bad := parseHeader(b, c.forbidden())
 		// The length may be known and too large while the mask is missing.
 		if bad == session.ReasonNone && (ok || h.length > 0) {
 			bad = c.admit(h)
@@ -219,7 +235,7 @@ func (c *conn) fill(b []byte) (took int) {
 	if in.total == 0 {
 		had := len(in.raw.B)
 		in.raw.B = append(in.raw.B, b[:min(len(b), maxClientHeader-had)]...)
-		h, ok, bad := parseHeader(in.raw.B)
+		h, ok, bad := parseHeader(in.raw.B, c.forbidden())
 		if bad == session.ReasonNone && (ok || h.length > 0) {
 			bad = c.admit(h)
 		}
@@ -286,15 +302,15 @@ func (c *conn) frame(h header, payload []byte) {
 		msg := in.msg
 		in.msg, in.open = nil, false
 		c.wholeIn()
-		c.message(in.op, msg.B)
+		c.whole(in.op, in.deflated, msg.B)
 		putInBuffer(msg)
 	default:
 		if h.fin {
-			c.message(h.op, payload)
+			c.whole(h.op, h.rsv1, payload)
 			return
 		}
 		in := c.inbound()
-		in.op, in.open = h.op, true
+		in.op, in.open, in.deflated = h.op, true, h.rsv1
 		in.msg = inBuffers.Get()
 		in.msg.B = append(in.msg.B, payload...)
 		c.incomplete()
@@ -308,6 +324,15 @@ func (c *conn) tooMany() {
 	} else {
 		c.fail(session.ReasonTooManyRequests)
 	}
+}
+
+// whole takes a whole message, which may have to be inflated first.
+func (c *conn) whole(op ws.OpCode, deflated bool, data []byte) {
+	if deflated {
+		c.inflate(op, data)
+		return
+	}
+	c.message(op, data)
 }
 
 // message hands a whole message to the session.

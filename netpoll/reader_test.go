@@ -49,20 +49,20 @@ func TestParseHeader(t *testing.T) {
 		ok   bool
 		bad  session.Reason
 	}{
-		{"text", "1 000 0001 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpText, true, mask, 5, 6}, true, 0},
-		{"binary", "1 000 0010 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 5, 6}, true, 0},
-		{"no payload", "1 000 0001 1 0000000 0x1 0x2 0x3 0x4", header{ws.OpText, true, mask, 0, 6}, true, 0},
-		{"not final", "0 000 0001 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpText, false, mask, 5, 6}, true, 0},
-		{"continuation", "1 000 0000 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpContinuation, true, mask, 5, 6}, true, 0},
-		{"close", "1 000 1000 1 0000010 0x1 0x2 0x3 0x4", header{ws.OpClose, true, mask, 2, 6}, true, 0},
-		{"ping", "1 000 1001 1 1111101 0x1 0x2 0x3 0x4", header{ws.OpPing, true, mask, 125, 6}, true, 0},
-		{"pong", "1 000 1010 1 0000000 0x1 0x2 0x3 0x4", header{ws.OpPong, true, mask, 0, 6}, true, 0},
-		{"the largest of 7 bits", "1 000 0010 1 1111101 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 125, 6}, true, 0},
-		{"the smallest of 16", "1 000 0010 1 1111110 0x00 0x7e 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 126, 8}, true, 0},
-		{"the largest of 16", "1 000 0010 1 1111110 0xff 0xff 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 65535, 8}, true, 0},
-		{"the smallest of 64", "1 000 0010 1 1111111 0x0 0x0 0x0 0x0 0x0 0x1 0x0 0x0 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 65536, 14}, true, 0},
+		{"text", "1 000 0001 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpText, true, mask, 5, 6, false}, true, 0},
+		{"binary", "1 000 0010 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 5, 6, false}, true, 0},
+		{"no payload", "1 000 0001 1 0000000 0x1 0x2 0x3 0x4", header{ws.OpText, true, mask, 0, 6, false}, true, 0},
+		{"not final", "0 000 0001 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpText, false, mask, 5, 6, false}, true, 0},
+		{"continuation", "1 000 0000 1 0000101 0x1 0x2 0x3 0x4", header{ws.OpContinuation, true, mask, 5, 6, false}, true, 0},
+		{"close", "1 000 1000 1 0000010 0x1 0x2 0x3 0x4", header{ws.OpClose, true, mask, 2, 6, false}, true, 0},
+		{"ping", "1 000 1001 1 1111101 0x1 0x2 0x3 0x4", header{ws.OpPing, true, mask, 125, 6, false}, true, 0},
+		{"pong", "1 000 1010 1 0000000 0x1 0x2 0x3 0x4", header{ws.OpPong, true, mask, 0, 6, false}, true, 0},
+		{"the largest of 7 bits", "1 000 0010 1 1111101 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 125, 6, false}, true, 0},
+		{"the smallest of 16", "1 000 0010 1 1111110 0x00 0x7e 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 126, 8, false}, true, 0},
+		{"the largest of 16", "1 000 0010 1 1111110 0xff 0xff 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 65535, 8, false}, true, 0},
+		{"the smallest of 64", "1 000 0010 1 1111111 0x0 0x0 0x0 0x0 0x0 0x1 0x0 0x0 0x1 0x2 0x3 0x4", header{ws.OpBinary, true, mask, 65536, 14, false}, true, 0},
 		{"the largest of 64", "1 000 0010 1 1111111 0x7f 0xff 0xff 0xff 0xff 0xff 0xff 0xff 0x1 0x2 0x3 0x4",
-			header{ws.OpBinary, true, mask, 1<<63 - 1, 14}, true, 0},
+			header{ws.OpBinary, true, mask, 1<<63 - 1, 14, false}, true, 0},
 
 		// Section 5.2: the minimal number of bytes MUST be used.
 		{"125 in 16 bits", "1 000 0010 1 1111110 0x00 0x7d", header{}, false, bad},
@@ -99,7 +99,7 @@ func TestParseHeader(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := bits(tt.bits)
-			h, ok, got := parseHeader(b)
+			h, ok, got := parseHeader(b, 0x70)
 			if ok != tt.ok || got != tt.bad || ok && h != tt.want {
 				t.Errorf("got %+v, %v, %v, want %+v, %v, %v", h, ok, got, tt.want, tt.ok, tt.bad)
 			}
@@ -107,18 +107,18 @@ func TestParseHeader(t *testing.T) {
 				return
 			}
 			// What stands behind changes nothing, and with less it is incomplete.
-			if h, ok, bad := parseHeader(append(slices.Clone(b), 0xff)); !ok || bad != 0 || h != tt.want {
+			if h, ok, bad := parseHeader(append(slices.Clone(b), 0xff), 0x70); !ok || bad != 0 || h != tt.want {
 				t.Errorf("with a byte more: %+v, %v, %v", h, ok, bad)
 			}
 			for i := range b {
-				if _, ok, bad := parseHeader(b[:i:i]); ok || bad != 0 {
+				if _, ok, bad := parseHeader(b[:i:i], 0x70); ok || bad != 0 {
 					t.Errorf("of %d bytes: %v, %v", i, ok, bad)
 				}
 			}
 		})
 	}
 	for op := range ws.OpCode(16) {
-		_, _, got := parseHeader([]byte{0x80 | byte(op)})
+		_, _, got := parseHeader([]byte{0x80 | byte(op)}, 0x70)
 		if want := op.IsReserved(); (got == bad) != want {
 			t.Errorf("opcode %d: %v", op, got)
 		}

@@ -41,6 +41,7 @@ type Server struct {
 	front     *front
 	watcher   *watcher
 	admission *admission
+	deflater  *deflater // nil: permessage-deflate is not negotiated
 	kicks     chan *loop
 	listening listening
 
@@ -131,6 +132,7 @@ func New(o Options) (*Server, error) {
 	s.memory.Store(math.MaxInt64 / 2)
 	s.limits.Store(&o.Limits)
 	s.admission = newAdmission(&o.Limits)
+	s.deflater = newDeflater(s, o.Deflate, runtime.GOMAXPROCS(0))
 	s.handler = events{server: s}
 	return s, nil
 }

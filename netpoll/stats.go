@@ -60,9 +60,22 @@ type loopStats struct {
 	Pongs        stats.Counter
 	Turns        stats.Counter
 	Panics       stats.Counter
-	Closes       [reasonSlots]stats.Counter
-	Outcomes     [outcomeCount]stats.Counter
-	_            stats.Pad
+
+	DeflateSessions stats.Counter
+	DeflateDeclined stats.Counter
+	DeflateRefused  stats.Counter
+	InflateRefused  stats.Counter
+	Deflated        stats.Counter
+	DeflatedFrom    stats.Counter
+	DeflatedTo      stats.Counter
+	Inflated        stats.Counter
+	InflatedFrom    stats.Counter
+	InflatedTo      stats.Counter
+	Bombs           stats.Counter
+
+	Closes   [reasonSlots]stats.Counter
+	Outcomes [outcomeCount]stats.Counter
+	_        stats.Pad
 }
 
 // Stats is what a Server tells of itself. Counters grow from the start of the
@@ -94,7 +107,27 @@ type Stats struct {
 	Lag          time.Duration     // see Server.Lag
 	Closes       map[string]uint64 // by reason
 	Handshakes   map[string]uint64 // by outcome
+	Deflate      DeflateStats
 	Loops        []LoopStats
+}
+
+// DeflateStats are of permessage-deflate. What many get is deflated once a loop and
+// counts once.
+type DeflateStats struct {
+	Sessions     uint64 // upgraded with it
+	Declined     uint64 // offers of it that were not taken
+	Deflated     uint64 // messages
+	DeflatedFrom uint64 // their bytes before
+	DeflatedTo   uint64 // and after
+	Inflated     uint64 // messages
+	InflatedFrom uint64
+	InflatedTo   uint64
+	Bombs        uint64 // messages that would have become too big
+	// Refused are messages for which there was no room or no runner in time: those to
+	// peers left as they were, those of peers ended their connection.
+	DeflateRefused uint64
+	InflateRefused uint64
+	QueueBytes     int
 }
 
 // LoopStats are of one loop.
@@ -112,6 +145,7 @@ func (s *Server) Open() int { return int(s.open.Load()) }
 // Stats adds the loops' counters up. Safe from any goroutine.
 func (s *Server) Stats() Stats {
 	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64)}
+	out.Deflate.QueueBytes = s.deflater.queued()
 	out.Panics, out.Refused, out.HTTPRefused = s.panics.Load(), s.refused.Load(), s.httpRefused.Load()
 	out.AcceptErrors = s.acceptFailures.count.Map()
 	out.Lag, _ = s.Lag()
@@ -136,6 +170,7 @@ func (s *Server) Stats() Stats {
 		out.Pongs += st.Pongs.Load()
 		out.Turns += st.Turns.Load()
 		out.Panics += st.Panics.Load()
+		out.Deflate.add(st)
 		session.Reasons(func(r session.Reason, info session.ReasonInfo) {
 			if n := st.Closes[r].Load(); n > 0 {
 				out.Closes[info.Label] += n
@@ -150,4 +185,18 @@ func (s *Server) Stats() Stats {
 		})
 	})
 	return out
+}
+
+func (d *DeflateStats) add(st *loopStats) {
+	d.Sessions += st.DeflateSessions.Load()
+	d.Declined += st.DeflateDeclined.Load()
+	d.DeflateRefused += st.DeflateRefused.Load()
+	d.InflateRefused += st.InflateRefused.Load()
+	d.Deflated += st.Deflated.Load()
+	d.DeflatedFrom += st.DeflatedFrom.Load()
+	d.DeflatedTo += st.DeflatedTo.Load()
+	d.Inflated += st.Inflated.Load()
+	d.InflatedFrom += st.InflatedFrom.Load()
+	d.InflatedTo += st.InflatedTo.Load()
+	d.Bombs += st.Bombs.Load()
 }

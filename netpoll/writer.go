@@ -1,7 +1,6 @@
 package netpoll
 
 import (
-	"encoding/binary"
 	"slices"
 	"sync"
 	"unicode/utf8"
@@ -75,6 +74,12 @@ type outbound struct {
 	blocked bool // the watcher says when the peer takes more
 	watched bool // the descriptor is in the watcher's set
 	array   [4][]byte
+
+	// line is what has to leave behind parts and waits for the pool (deflate_out.go).
+	// bytes has it in, as it is before it is deflated: standing bytes.
+	line     []standing
+	standing int
+	place    [1]standing
 }
 
 // outbound makes sure that c has one.
@@ -109,6 +114,7 @@ func (c *conn) releaseOut() {
 	if o.own != nil {
 		putWriteBuffer(o.own)
 	}
+	o.disperse()
 	if len(l.spare) < spareOutbounds && cap(o.parts) <= 64 {
 		clear(o.parts[:cap(o.parts)])
 		*o = outbound{parts: o.parts[:0]}
@@ -162,12 +168,18 @@ func (c *conn) WriteFrame(frame []byte) {
 	if !c.room(len(frame)) {
 		return
 	}
+	c.loop.stats.MessagesOut.Add(1)
+	c.loop.stats.FramesOut.Add(1)
+	if c.deflate != 0 {
+		var waits bool
+		if frame, waits = c.deflateShared(frame); waits {
+			return
+		}
+	}
 	o := c.outbound()
 	o.seal()
 	o.parts = append(o.parts, frame)
 	o.bytes += len(frame)
-	c.loop.stats.MessagesOut.Add(1)
-	c.loop.stats.FramesOut.Add(1)
 	c.list()
 	c.early()
 }
@@ -207,6 +219,10 @@ func (c *conn) WriteMessage(payload []byte, binary bool) {
 // writeOwn frames a copy of payload; that of an event stream is framed already.
 func (c *conn) writeOwn(op ws.OpCode, payload []byte) {
 	if !c.room(len(payload) + maxServerHeader) {
+		return
+	}
+	if c.deflate != 0 && c.deflateOwn(op, payload) {
+		c.loop.stats.FramesOut.Add(1)
 		return
 	}
 	o := c.outbound()
@@ -365,6 +381,9 @@ func (c *conn) flush() {
 			return
 		}
 	}
+	if len(o.line) > 0 {
+		return
+	}
 	if c.mode == modeLinger {
 		c.shut()
 	}
@@ -450,6 +469,7 @@ func (c *conn) shed() {
 	if o == nil {
 		return
 	}
+	o.disperse()
 	o.seal()
 	if len(o.parts) == 0 {
 		return
@@ -501,12 +521,6 @@ func (o *outbound) frameLength(p []byte) int {
 	if o.events {
 		return eventLength(p)
 	}
-	switch n := int(p[1]); n {
-	case 126:
-		return 4 + int(binary.BigEndian.Uint16(p[2:]))
-	case 127:
-		return 10 + int(binary.BigEndian.Uint64(p[2:]))
-	default:
-		return 2 + n
-	}
+	head, size := frameSize(p)
+	return head + size
 }

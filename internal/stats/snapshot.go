@@ -60,6 +60,8 @@ type Snapshot struct {
 	MemoryBudget   int64
 	MemoryRefusing bool
 
+	Deflate Deflate
+
 	Pool    Pool
 	Fanout  Fanout
 	History History
@@ -128,6 +130,21 @@ type Pool struct {
 	QueueLimit int64 // bytes
 	Done       uint64
 	Rejected   uint64
+}
+
+// Deflate is permessage-deflate. What a loop's sessions share is deflated, and counted,
+// once.
+type Deflate struct {
+	Sessions uint64 // upgraded with it
+	Declined uint64 // offers that were not taken
+	Messages Traffic
+	Plain    Traffic // bytes of the messages
+	Deflated Traffic // the same, on the wire
+	// Refused are messages for which there was no room: out, they were sent as they
+	// were; in, their session was closed.
+	Refused    Traffic
+	Bombs      uint64 // messages that would have become too big
+	QueueBytes int64
 }
 
 // Fanout is the way of publications to subscribers.
