@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perch/auth"
+	"perch/backend"
 	"perch/protocol"
 	"perch/session"
 	"perch/topic"
@@ -36,6 +37,9 @@ type Identity struct {
 	// FramePings says that the peer is pinged with frames of RFC 6455 and not with
 	// the protocol's own.
 	FramePings bool
+	// Headers are those of the handshake that go with calls of the backend, as lines
+	// of "Name: value" with CRLF.
+	Headers string
 	// Uni is what the handshake of a unidirectional endpoint said; nil: nothing.
 	Uni *UniRequest
 }
@@ -92,6 +96,11 @@ type Options struct {
 	// CallTimeout bounds a call of a registered method, from its arrival; 0 means
 	// 10 s.
 	CallTimeout time.Duration
+	// Backend is asked for what it serves; nil: nothing is asked.
+	Backend *backend.Client
+	// BackendTimeout bounds a call of the backend's, from the command that needs it
+	// to the answer; 0 means CallTimeout.
+	BackendTimeout time.Duration
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -119,6 +128,8 @@ type Commands struct {
 	ctx  context.Context
 	stop context.CancelFunc
 
+	// asking are the lanes of the backend's methods; nil: it is not asked.
+	asking  [backend.MethodCount]*lane
 	methods atomic.Pointer[map[string]*method]
 	send    atomic.Pointer[sender]
 
@@ -135,6 +146,9 @@ type loopState struct {
 	// expiries are of the subscriptions that end before their session, in Unix
 	// seconds, by topic. Few sessions have any.
 	expiries map[session.ID]map[string]int64
+	// refreshing are the sessions and, with a topic, the subscriptions of which the
+	// backend is asked whether they go on.
+	refreshing map[refreshed]struct{}
 }
 
 // The encodings have the same numbers in both tables.
@@ -177,6 +191,10 @@ func New(o Options) (*Commands, error) {
 		o.Now = time.Now
 	}
 	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool}
+	if o.BackendTimeout == 0 {
+		c.opts.BackendTimeout = o.CallTimeout
+	}
+	c.openBackend()
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -273,7 +291,7 @@ func (c *Commands) Closed(s *session.Session, r session.Reason) {
 		}
 		s.Work = nil
 	}
-	delete(c.at(s).expiries, s.ID())
+	c.forget(s)
 	if r == session.ReasonHandedOff {
 		c.topics.Quiet(s)
 	}
