@@ -52,6 +52,7 @@ func (o Options) Check() []error {
 	c.paths(&o)
 	c.webSocket(&o.WebSocket)
 	c.numbers(&o)
+	c.backend(&o)
 	return c.errs
 }
 

@@ -70,6 +70,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
 		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
+		Backend: s.backend.Stats(),
 	}
 	for _, l := range n.Loops {
 		out.Loops = append(out.Loops, stats.Loop{
