@@ -16,12 +16,13 @@ import (
 var allowedImports = map[string][]string{
 	"session":  nil,
 	"auth":     nil,
+	"backend":  nil,
 	"protocol": nil,
 	"netpoll":  {"session"},
 	"topic":    {"session"},
-	"handler":  {"session", "topic", "protocol", "auth"},
+	"handler":  {"session", "topic", "protocol", "auth", "backend"},
 	"bench":    {"protocol"},
-	"":         {"session", "netpoll", "topic", "protocol", "auth", "handler"},
+	"":         {"session", "netpoll", "topic", "protocol", "auth", "backend", "handler"},
 	"cmd":      {"", "bench"},
 }
 
@@ -33,6 +34,7 @@ var forbiddenImports = map[string][]string{
 	"protocol": {"net/http", "github.com/panjf2000/gnet/v2", "github.com/gin-gonic/gin"},
 	"netpoll":  {"github.com/gin-gonic/gin", "github.com/centrifugal/protocol", "github.com/golang-jwt/jwt/v5"},
 	"auth":     {"github.com/gin-gonic/gin", "github.com/panjf2000/gnet/v2", "github.com/gobwas/ws"},
+	"backend":  {"github.com/gin-gonic/gin", "github.com/panjf2000/gnet/v2", "github.com/gobwas/ws", "github.com/centrifugal/protocol"},
 	"handler":  {"github.com/panjf2000/gnet/v2", "github.com/gobwas/ws"},
 }
 
@@ -98,7 +100,7 @@ func TestImports(t *testing.T) {
 			t.Errorf("%s: a package is a noun", p.ImportPath)
 		}
 	}
-	for _, top := range []string{"", "cmd", "netpoll", "session", "protocol", "topic", "auth", "handler", "internal"} {
+	for _, top := range []string{"", "cmd", "netpoll", "session", "protocol", "topic", "auth", "backend", "handler", "internal"} {
 		if !seen[top] {
 			t.Errorf("no package in %q was listed", top)
 		}

@@ -35,6 +35,7 @@ type Options struct {
 	Proxy     ProxyOptions     `koanf:"proxy"`
 	Memory    MemoryOptions    `koanf:"memory"`
 	Pool      PoolOptions      `koanf:"pool"`
+	Backend   BackendOptions   `koanf:"backend"`
 	Drain     DrainOptions     `koanf:"drain"`
 
 	// Logger, where set, takes the place of Log. Not in the file.
@@ -229,6 +230,39 @@ type PoolOptions struct {
 	CallTimeout time.Duration `koanf:"call_timeout"`
 }
 
+// BackendOptions are of the user's own service that decides what Perch does not.
+type BackendOptions struct {
+	// Connect to RPC are the URLs at which the methods are asked; empty: they are
+	// not.
+	Connect    string `koanf:"connect"`
+	Refresh    string `koanf:"refresh"`
+	Subscribe  string `koanf:"subscribe"`
+	SubRefresh string `koanf:"sub_refresh"`
+	Publish    string `koanf:"publish"`
+	RPC        string `koanf:"rpc"`
+	// Secret goes with each call as X-API-Key.
+	Secret string `koanf:"secret" secret:"true"`
+	// Headers are the names of those headers of the opening handshake that go with
+	// calls, StaticHeaders whole ones ("Name: value") that always go.
+	Headers       []string `koanf:"headers"`
+	StaticHeaders []string `koanf:"static_headers" secret:"true"`
+	// Binary sends payloads in base64, whatever they are.
+	Binary bool `koanf:"binary_encoding"`
+	// Timeout bounds a call with its retries; Wait the time in it for a connection.
+	Timeout     time.Duration `koanf:"timeout"`
+	Connections int           `koanf:"connections"`
+	IdleTimeout time.Duration `koanf:"idle_timeout"`
+	Wait        time.Duration `koanf:"wait"`
+	// ResponseSize is the largest answer taken, in bytes.
+	ResponseSize int `koanf:"response_size" unit:"bytes"`
+	// Retries is how often a call is repeated that can be; below 0: never.
+	Retries int `koanf:"retries"`
+	// BreakerFailures in a row open the circuit breaker of a method for BreakerOpen;
+	// below 0: it has none.
+	BreakerFailures int           `koanf:"breaker_failures"`
+	BreakerOpen     time.Duration `koanf:"breaker_open"`
+}
+
 // DrainOptions are of the end of the process.
 type DrainOptions struct {
 	// Budget bounds all of the end, save Delay, which comes before: how long the
@@ -265,7 +299,11 @@ func DefaultOptions() Options {
 			ConnectionWait: time.Second, MessageTimeout: time.Minute, PendingBytes: 1 << 20, InboxBytes: 64 << 20,
 			HTTPConnections: 1024, HandshakeTimeout: 5 * time.Second, ConnectTimeout: 10 * time.Second, HTTPTimeout: 10 * time.Second,
 		},
-		Pool:  PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10, CallTimeout: 10 * time.Second},
+		Pool: PoolOptions{Workers: 64, QueueBytes: 16 << 20, Overflow: "reply", SessionBytes: 256 << 10, CallTimeout: 10 * time.Second},
+		Backend: BackendOptions{
+			Timeout: 3 * time.Second, Connections: 64, IdleTimeout: 30 * time.Second, Wait: 500 * time.Millisecond,
+			ResponseSize: 1 << 20, Retries: 1, BreakerFailures: 10, BreakerOpen: 5 * time.Second,
+		},
 		Drain: DrainOptions{Budget: 10 * time.Second, Rate: 2000},
 	}
 }

@@ -53,6 +53,7 @@ func (o Options) Check() []error {
 	c.webSocket(&o.WebSocket)
 	c.proxy(&o.Proxy)
 	c.numbers(&o)
+	c.backend(&o)
 	return c.errs
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"perch/auth"
+	"perch/backend"
 	"perch/handler"
 	"perch/internal/stats"
 	"perch/netpoll"
@@ -63,11 +64,15 @@ type Server struct {
 	registry  *session.Registry
 	topics    *topic.Topics
 	pool      *handler.Pool
-	commands  *handler.Commands
-	net       *netpoll.Server
-	public    *http.Server
-	admin     *http.Server
-	adminLn   net.Listener
+	backend   *backend.Client
+	// passed are the headers that go with calls of the backend, by their name in
+	// lower case.
+	passed   map[string]bool
+	commands *handler.Commands
+	net      *netpoll.Server
+	public   *http.Server
+	admin    *http.Server
+	adminLn  net.Listener
 
 	addr  string
 	state atomic.Int32
@@ -325,6 +330,9 @@ func (s *Server) release(deadline time.Time) {
 		if err := s.pool.Close(ctx); err != nil {
 			s.log.Warn("methods are still at work", "err", err)
 		}
+	}
+	if s.backend != nil {
+		s.backend.Close()
 	}
 	if s.topics != nil {
 		if err := s.topics.Close(); err != nil {

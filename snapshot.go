@@ -82,6 +82,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
 		Reloads: s.reloads.Map(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
+		Backend: s.backend.Stats(),
 	}
 	if s.memory != nil {
 		out.MemoryUsed, out.MemoryBudget = s.memory.last.Load(), s.memory.limit

@@ -3,6 +3,7 @@ package perch
 import (
 	"net/http"
 
+	"perch/backend"
 	"perch/handler"
 	"perch/netpoll"
 	"perch/protocol"
@@ -47,7 +48,7 @@ func (s *Server) checkEvents(r *netpoll.Request) (netpoll.Decision, bool) {
 	if r.Origin != "" {
 		u.decision.Header = "Access-Control-Allow-Origin: " + r.Origin + "\r\nVary: Origin\r\n"
 	}
-	return s.checkListener(r, u, s.opts.Auth.Require != string(handler.RequireNone))
+	return s.checkListener(r, u, s.opts.Auth.Require != string(handler.RequireNone) && !s.backend.Serves(backend.Connect))
 }
 
 // checkListener decides about a peer that only listens; as says what it becomes.
@@ -71,7 +72,7 @@ func (s *Server) checkListener(r *netpoll.Request, as upgradeRequest, required b
 	if err != nil {
 		return as.refused(http.StatusBadRequest, "malformed cf_connect"), true
 	}
-	as.identity.Uni = uni
+	as.identity.Uni, as.identity.Headers = uni, s.passedHeaders(r)
 	if as.token == "" {
 		as.token = token
 	}

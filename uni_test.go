@@ -43,6 +43,7 @@ type push struct {
 	Connect *struct {
 		Client string
 		Ping   int
+		Data   json.RawMessage
 		Subs   map[string]struct {
 			Recoverable, Recovered bool
 			WasRecovering          bool `json:"was_recovering"`

@@ -93,6 +93,7 @@ func (s *Server) checkUpgrade(r *netpoll.Request) (d netpoll.Decision, now bool)
 		return netpoll.Decision{Status: http.StatusBadRequest, Text: "malformed query"}, true
 	}
 	u.decision.FramePings = u.identity.FramePings
+	u.identity.Headers = s.passedHeaders(r)
 	return s.admitUpgrade(r, u, s.opts.Auth.Require == string(handler.RequireHandshake))
 }
 

@@ -103,9 +103,13 @@ func (s *Server) wireCore() error {
 		return err
 	}
 	s.pool = handler.NewPool(handler.PoolOptions{Workers: o.Pool.Workers, QueueBytes: o.Pool.QueueBytes, Logger: s.log})
+	if err = s.wireBackend(); err != nil {
+		return err
+	}
 	version, _ := buildVersion()
 	s.commands, err = handler.New(handler.Options{
-		Node: s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Pool: s.pool, Logger: s.log,
+		Backend: handler.BackendOptions{Client: s.backend, Timeout: o.backendTimeout()},
+		Node:    s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Pool: s.pool, Logger: s.log,
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,

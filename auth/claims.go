@@ -43,6 +43,9 @@ type Sub struct {
 	// Data goes to the peer with the subscription.
 	Data     []byte
 	Override Override
+	// ExpiresAt is when the subscription ends, in seconds since 1970; 0: never. No
+	// token says it.
+	ExpiresAt int64
 }
 
 // SubscriptionClaims are what a subscription token says. Nothing in it aliases

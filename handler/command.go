@@ -37,6 +37,9 @@ type Identity struct {
 	// FramePings says that the peer is pinged with frames of RFC 6455 and not with
 	// the protocol's own.
 	FramePings bool
+	// Headers are those of the handshake that go with calls of the backend, as lines
+	// of "Name: value" with CRLF.
+	Headers string
 	// Uni is what the handshake of a unidirectional endpoint said; nil: nothing.
 	Uni *UniRequest
 }
@@ -99,6 +102,7 @@ type Options struct {
 	// CallTimeout bounds a call of a registered method, from its arrival; 0 means
 	// 10 s.
 	CallTimeout time.Duration
+	Backend     BackendOptions
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -128,6 +132,8 @@ type Commands struct {
 	// began is where the rates' clock begins: it does not jump.
 	began time.Time
 
+	// asking are the lanes of the backend's methods; nil: it is not asked.
+	asking  askingLanes
 	methods atomic.Pointer[map[string]*method]
 	send    atomic.Pointer[sender]
 
@@ -146,6 +152,9 @@ type loopState struct {
 	// expiries are of the subscriptions that end before their session, in Unix
 	// seconds, by topic. Few sessions have any.
 	expiries map[session.ID]map[string]int64
+	// refreshing are the sessions and, with a topic, the subscriptions of which the
+	// backend is asked whether they go on.
+	refreshing map[refreshed]struct{}
 }
 
 // The encodings have the same numbers in both tables.
@@ -189,6 +198,7 @@ func New(o Options) (*Commands, error) {
 	}
 	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool, began: time.Now()}
 	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.openBackend()
 	return c, nil
 }
 
@@ -285,7 +295,7 @@ func (c *Commands) Closed(s *session.Session, r session.Reason) {
 		}
 		s.Work = nil
 	}
-	delete(c.at(s).expiries, s.ID())
+	c.forget(s)
 	if r == session.ReasonHandedOff {
 		c.topics.Quiet(s)
 	}

@@ -8,6 +8,7 @@ import (
 	pb "github.com/centrifugal/protocol"
 
 	"perch/auth"
+	"perch/backend"
 	"perch/protocol"
 	"perch/session"
 	"perch/topic"
@@ -50,9 +51,11 @@ func (c *Commands) connect(s *session.Session, cmd *protocol.Command) {
 	token := req.Token
 	switch {
 	case token == "" && id.Claims != nil:
-		c.admit(s, cid, req, id.Claims)
+		c.admit(s, cid, req, id.Claims, nil)
+	case token == "" && c.asks(backend.Connect):
+		c.askConnect(s, cid, req)
 	case token == "" && (c.opts.Insecure || c.opts.Require == RequireNone):
-		c.admit(s, cid, req, nil)
+		c.admit(s, cid, req, nil, nil)
 	case token == "":
 		c.badRequest(s, "no token")
 	case c.opts.Require == RequireHandshake && id.Claims == nil && !c.opts.Insecure:
@@ -84,7 +87,7 @@ func (c *Commands) verified(s *session.Session, id uint32, req *pb.ConnectReques
 		s.Close(session.ReasonInvalidToken)
 		return
 	}
-	c.admit(s, id, req, claims)
+	c.admit(s, id, req, claims, nil)
 }
 
 // refuseToken answers a command whose token is not good: 109 where it was
@@ -116,8 +119,9 @@ func (c *Commands) refuse(s *session.Session) {
 	needWork(s).refused = true
 }
 
-// admit makes a session of the peer: nil claims are those of nobody.
-func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, claims *auth.Claims) {
+// admit makes a session of the peer: nil claims are those of nobody. data goes to
+// the client with the answer.
+func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, claims *auth.Claims, data []byte) {
 	if claims == nil {
 		claims = &auth.Claims{}
 	}
@@ -144,8 +148,9 @@ func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, 
 	user := strings.Clone(claims.Subject)
 	s.Anonymous = user == ""
 	s.Family, s.Token = TokenHash(claims.Family), TokenHash(claims.ID)
-	if len(claims.Info) > 0 || len(claims.Meta) > 0 {
-		s.Extra = &session.Extra{Info: claims.Info, Meta: claims.Meta}
+	headers := c.keptHeaders(s)
+	if len(claims.Info) > 0 || len(claims.Meta) > 0 || headers != "" {
+		s.Extra = &session.Extra{Info: claims.Info, Meta: claims.Meta, Headers: headers}
 	}
 	if !s.Anonymous {
 		// Nobody asks for the sessions of nobody, and one chain of them all would
@@ -158,12 +163,12 @@ func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, 
 		}
 	}
 	if len(wishes) == 0 {
-		c.admitted(s, id, expires, now, nil)
+		c.admitted(s, id, expires, now, nil, data)
 		return
 	}
 	c.pause(s, func(done func(*session.Session)) { g.begin(s, wishes, done) }, func(s *session.Session) {
 		if g.err == nil {
-			c.admitted(s, id, expires, c.now(), g)
+			c.admitted(s, id, expires, c.now(), g, data)
 			return
 		}
 		c.topics.Leave(s)
@@ -186,11 +191,14 @@ func (c *Commands) notAdmitted(s *session.Session, id uint32, err error) {
 
 // admitted answers the connect command of a session that has all its
 // subscriptions; g is nil where there are none.
-func (c *Commands) admitted(s *session.Session, id uint32, expires, now int64, g *group) {
+func (c *Commands) admitted(s *session.Session, id uint32, expires, now int64, g *group, data []byte) {
 	s.State = session.StateConnected
 	result := pb.ConnectResult{Client: c.clientID(s), Version: c.opts.Version}
 	if g != nil {
 		result.Subs = g.subs
+	}
+	if protocol.ValidPayload(data, encodingOf(s)) {
+		result.Data = data
 	}
 	framePings := false
 	if w := workOf(s); w != nil {
@@ -202,7 +210,8 @@ func (c *Commands) admitted(s *session.Session, id uint32, expires, now int64, g
 		result.Ping = uint32(max(1, c.opts.PingInterval.Seconds()))
 		result.Pong = true
 	}
-	if expires != 0 {
+	if expires != 0 && (!c.asks(backend.Refresh) || s.Encoding.Unidirectional()) {
+		// Where the backend refreshes, there is nothing for a client to do in time.
 		result.Expires = true
 		result.Ttl = ttl(expires, now)
 	}
@@ -252,8 +261,8 @@ func (c *Commands) refreshed(s *session.Session, id uint32, claims *auth.Claims,
 	if c.opts.Insecure {
 		expires = 0
 	}
-	result := pb.RefreshResult{Expires: expires != 0}
-	if expires != 0 {
+	result := pb.RefreshResult{Expires: expires != 0 && !c.asks(backend.Refresh)}
+	if result.Expires {
 		result.Ttl = ttl(expires, c.now())
 	}
 	c.setExpiry(s, expires)
@@ -299,35 +308,62 @@ func (c *Commands) setExpiry(s *session.Session, at int64) {
 	c.rearm(s)
 }
 
-// rearm asks for the first of the session's ends, each with its grace.
+// rearm asks for the first of the session's ends, each with its grace. What the
+// backend is asked about has none: the question comes at the end itself.
 func (c *Commands) rearm(s *session.Session) {
-	first := int64(s.Expires)
-	for _, at := range c.at(s).expiries[s.ID()] {
+	first := int64(0)
+	c.eachEnd(s, func(_ string, at int64) {
 		if first == 0 || at < first {
 			first = at
 		}
-	}
-	if first != 0 {
-		first += int64(c.opts.ExpiredGrace.Seconds())
-	}
+	})
 	s.SetExpiry(first)
 }
 
-// expire ends what is over: the session, or some of its subscriptions.
+// eachEnd calls f with the times at which something has to be done about the
+// session and, with their topics, its subscriptions, if nothing happens before.
+func (c *Commands) eachEnd(s *session.Session, f func(name string, at int64)) {
+	grace, st := int64(c.opts.ExpiredGrace.Seconds()), c.at(s)
+	end := func(name string, at int64, asked bool) {
+		if !asked {
+			f(name, at+grace)
+		} else if _, under := st.refreshing[refreshed{s.ID(), name}]; !under {
+			f(name, at)
+		}
+	}
+	if s.Expires != 0 {
+		end("", int64(s.Expires), c.asks(backend.Refresh))
+	}
+	for name, at := range st.expiries[s.ID()] {
+		end(name, at, c.asksSubRefresh(name))
+	}
+}
+
+// expire does what has to be done about what is over: the session, or some of
+// its subscriptions.
 func (c *Commands) expire(s *session.Session) {
-	late := c.now() - int64(c.opts.ExpiredGrace.Seconds())
-	if s.Expires != 0 && int64(s.Expires) <= late {
-		s.Close(session.ReasonExpired)
-		return
-	}
-	for name, at := range c.at(s).expiries[s.ID()] {
-		if at > late {
-			continue
+	now := c.now()
+	var over []string
+	c.eachEnd(s, func(name string, at int64) {
+		if at <= now {
+			over = append(over, name)
 		}
-		c.endSubscription(s, name, protocol.UnsubscribedExpired, "subscription expired")
-		if s.Closed() {
+	})
+	for _, name := range over {
+		switch {
+		case s.Closed():
 			return
+		case name == "" && c.asks(backend.Refresh):
+			c.askRefresh(s)
+		case name == "":
+			s.Close(session.ReasonExpired)
+		case c.asksSubRefresh(name):
+			c.askSubRefresh(s, name)
+		default:
+			c.endSubscription(s, name, protocol.UnsubscribedExpired, "subscription expired")
 		}
 	}
-	c.rearm(s)
+	if !s.Closed() {
+		c.rearm(s)
+	}
 }

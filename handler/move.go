@@ -30,6 +30,7 @@ type movedSession struct {
 	Expires   uint32           `json:"expires,omitempty"`
 	Info      []byte           `json:"info,omitempty"`
 	Meta      []byte           `json:"meta,omitempty"`
+	Headers   string           `json:"headers,omitempty"`
 	Subs      []movedSub       `json:"subs,omitempty"`
 	Ends      map[string]int64 `json:"ends,omitempty"` // of subscriptions, in Unix seconds
 	// Topics are those of version 1, which has no Subs; true: of the server's own
@@ -65,7 +66,7 @@ func (c *Commands) Export(s *session.Session) ([]byte, error) {
 		Family: s.Family, Token: s.Token, Expires: s.Expires, Ends: maps.Clone(c.at(s).expiries[s.ID()]),
 	}
 	if s.Extra != nil {
-		m.Info, m.Meta = s.Extra.Info, s.Extra.Meta
+		m.Info, m.Meta, m.Headers = s.Extra.Info, s.Extra.Meta, s.Extra.Headers
 	}
 	c.topics.Each(s, func(sub topic.Subscription) {
 		m.Subs = append(m.Subs, movedSub{
@@ -92,7 +93,7 @@ func (c *Commands) Import(s *session.Session, data []byte) error {
 	if !m.Connected {
 		return nil
 	}
-	s.Extra = &session.Extra{Client: m.Client, Info: m.Info, Meta: m.Meta}
+	s.Extra = &session.Extra{Client: m.Client, Info: m.Info, Meta: m.Meta, Headers: m.Headers}
 	s.Family, s.Token = m.Family, m.Token
 	s.Anonymous = m.User == ""
 	c.opts.Registry.Welcome(s)

@@ -90,8 +90,16 @@ func NewPool(o PoolOptions) *Pool {
 }
 
 // lane makes a queue for one method.
-func (p *Pool) lane() *lane {
-	return &lane{pool: p, limit: max(1, p.guests/2), bytes: max(1, p.bytes/4)}
+func (p *Pool) lane() *lane { return p.lanes(1)[0] }
+
+// lanes makes n queues that together leave workers for others: were all their
+// jobs stuck, one lane's part of the workers would be free.
+func (p *Pool) lanes(n int) []*lane {
+	all := make([]*lane, n)
+	for i := range all {
+		all[i] = &lane{pool: p, limit: max(1, p.guests/(n+1)), bytes: max(1, p.bytes/4)}
+	}
+	return all
 }
 
 // Submit gives the pool a job that counts size bytes while it waits. It never

@@ -7,6 +7,7 @@ import (
 
 	pb "github.com/centrifugal/protocol"
 
+	"perch/backend"
 	"perch/protocol"
 	"perch/session"
 	"perch/topic"
@@ -108,6 +109,9 @@ func (c *Commands) publish(s *session.Session, cmd *protocol.Command) {
 	case e != nil:
 		c.fail(s, id, e)
 		return
+	case ns.PublishProxyEnabled && c.asks(backend.Publish):
+		c.askPublish(s, id, ns, req)
+		return
 	case !c.mayPublish(s, ns, name):
 		c.fail(s, id, protocol.ErrPermissionDenied)
 		return
@@ -115,6 +119,11 @@ func (c *Commands) publish(s *session.Session, cmd *protocol.Command) {
 		c.fail(s, id, protocol.ErrBadRequest)
 		return
 	}
+	c.publishTo(s, id, ns, name, &topic.Publication{Data: req.Data}, topic.PublishRequest{})
+}
+
+// publishTo publishes in the name of s and answers.
+func (c *Commands) publishTo(s *session.Session, id uint32, ns *topic.Namespace, name string, pub *topic.Publication, r topic.PublishRequest) {
 	loop := s.Loop()
 	if !loop.Reserve(session.PostOverhead) {
 		c.counters.PoolFull.Add(1)
@@ -122,8 +131,9 @@ func (c *Commands) publish(s *session.Session, cmd *protocol.Command) {
 		return
 	}
 	info := c.topics.Info(s, name)
+	pub.Info = &info
 	p := &publishing{c: c, loop: loop, name: s.ID(), id: id}
-	c.topics.Publish(ns, name, &topic.Publication{Data: req.Data, Info: &info}, topic.PublishRequest{}, p.done)
+	c.topics.Publish(ns, name, pub, r, p.done)
 	if p.state.CompareAndSwap(publishStarted, publishAwaited) {
 		needWork(s).busy = true
 		return

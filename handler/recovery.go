@@ -29,6 +29,7 @@ type wish struct {
 	request  *pb.SubscribeRequest
 	expires  int64 // Unix seconds; 0: never
 	info     []byte
+	data     []byte // for the client, with the answer
 	override auth.Override
 	id       uint32 // of the command; 0: there is none
 	server   bool

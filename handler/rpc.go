@@ -12,6 +12,7 @@ import (
 
 	pb "github.com/centrifugal/protocol"
 
+	"perch/backend"
 	"perch/protocol"
 	"perch/session"
 )
@@ -112,15 +113,22 @@ type running struct {
 
 // call runs a registered method.
 func (c *Commands) call(s *session.Session, cmd *protocol.Command) {
-	req := cmd.Rpc
+	req, id := cmd.Rpc, cmd.Id
 	table := c.methods.Load()
-	if table == nil {
-		c.fail(s, cmd.Id, protocol.ErrNotAvailable)
-		return
+	var m *method
+	if table != nil {
+		m = (*table)[req.Method]
 	}
-	m := (*table)[req.Method]
-	if m == nil {
-		c.fail(s, cmd.Id, protocol.ErrMethodNotFound)
+	switch {
+	case m != nil:
+	case c.asks(backend.RPC):
+		c.askRPC(s, id, req)
+		return
+	case table == nil:
+		c.fail(s, id, protocol.ErrNotAvailable)
+		return
+	default:
+		c.fail(s, id, protocol.ErrMethodNotFound)
 		return
 	}
 	r := RPCRequest{
@@ -129,9 +137,17 @@ func (c *Commands) call(s *session.Session, cmd *protocol.Command) {
 	if s.Extra != nil {
 		r.Info, r.Meta = s.Extra.Info, s.Extra.Meta
 	}
-	c.start(s, cmd.Id, req.Method, m.lane, len(req.Data), func(ctx context.Context) ([]byte, error) {
-		return m.f(ctx, r)
+	c.start(s, call{id: id, method: req.Method, lane: m.lane, size: len(req.Data), time: c.opts.CallTimeout}, func(ctx context.Context) (done, error) {
+		data, err := m.f(ctx, r)
+		return c.called(id, data), err
 	})
+}
+
+// called answers a call.
+func (c *Commands) called(id uint32, data []byte) done {
+	return done{len(data), func(s *session.Session) {
+		c.reply(s, &protocol.Reply{Id: id, Rpc: &pb.RPCResult{Data: data}})
+	}}
 }
 
 // sendCommand gives a message without an answer to its handler.
@@ -143,25 +159,41 @@ func (c *Commands) sendCommand(s *session.Session, cmd *protocol.Command) {
 		return
 	}
 	r := SendRequest{Data: cmd.Send.Data, User: s.User(), ClientID: c.clientID(s), Encoding: s.Encoding}
-	c.start(s, 0, "", h.lane, len(r.Data), func(ctx context.Context) ([]byte, error) {
-		return nil, h.f(ctx, r)
+	c.start(s, call{lane: h.lane, size: len(r.Data), time: c.opts.CallTimeout}, func(ctx context.Context) (done, error) {
+		return done{}, h.f(ctx, r)
 	})
 }
 
+// call is work in a lane for a session.
+type call struct {
+	id     uint32 // of the command; 0: nobody is answered
+	method string
+	lane   *lane
+	size   int           // that waits
+	time   time.Duration // from now to the answer
+}
+
+// done is what has come of it.
+type done struct {
+	size int                    // that waits for the loop
+	then func(*session.Session) // runs there; nil: nothing
+}
+
 // start gives f to the pool. The later commands of s wait until it is settled.
-func (c *Commands) start(s *session.Session, id uint32, name string, l *lane, size int, f func(context.Context) ([]byte, error)) {
+// false: there is no room, and the command is answered so.
+func (c *Commands) start(s *session.Session, what call, f func(context.Context) (done, error)) bool {
 	loop := s.Loop()
 	if !loop.Reserve(replyRoom) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
-		return
+		c.noRoom(s, what.id)
+		return false
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.opts.CallTimeout)
-	k := &running{c: c, loop: loop, name: s.ID(), id: id, method: name, cancel: cancel}
+	ctx, cancel := context.WithTimeout(c.ctx, what.time)
+	k := &running{c: c, loop: loop, name: s.ID(), id: what.id, method: what.method, cancel: cancel}
 	stop := context.AfterFunc(ctx, func() { k.abandon(ctx) })
 	w := needWork(s)
 	w.busy, w.cancel = true, cancel
-	j := l.submit(session.PostOverhead+size, func() {
+	j := what.lane.submit(session.PostOverhead+what.size, func() {
 		if k.settled.Load() {
 			return
 		}
@@ -176,28 +208,30 @@ func (c *Commands) start(s *session.Session, id uint32, name string, l *lane, si
 			w.busy, w.cancel = false, nil
 			release(s)
 			c.counters.PoolFull.Add(1)
-			c.noRoom(s, id)
+			c.noRoom(s, what.id)
+			return false
 		}
-		return
+		return true
 	}
 	k.job.Store(j)
+	return true
 }
 
 // work runs the method. stop takes the watch off its context. Runs in the pool.
-func (k *running) work(ctx context.Context, f func(context.Context) ([]byte, error), stop func() bool) {
-	var data []byte
+func (k *running) work(ctx context.Context, f func(context.Context) (done, error), stop func() bool) {
+	var d done
 	err := error(protocol.ErrInternal)
 	defer func() {
 		if r := recover(); r != nil {
 			k.c.counters.RPCPanics.Add(1)
 			k.c.log.Error("method panicked", "err", fmt.Errorf("method %q: %v", k.method, r), "stack", string(debug.Stack()))
-			data, err = nil, protocol.ErrInternal
+			err = protocol.ErrInternal
 		}
 		answer := k.answer(ctx, err)
 		stop()
-		k.settle(ctx, data, answer)
+		k.settle(ctx, d, answer)
 	}()
-	data, err = f(ctx)
+	d, err = f(ctx)
 }
 
 // answer is what the client hears of a method's error.
@@ -218,14 +252,14 @@ func (k *running) answer(ctx context.Context, err error) *Error {
 // abandon answers a call whose context ended before its method did. The method
 // keeps its worker until it returns.
 func (k *running) abandon(ctx context.Context) {
-	k.settle(ctx, nil, protocol.ErrInternal)
+	k.settle(ctx, done{}, protocol.ErrInternal)
 	if j := k.job.Load(); j != nil {
 		k.c.pool.cancel(j)
 	}
 }
 
 // settle posts the answer, if nobody has. Safe from any goroutine.
-func (k *running) settle(ctx context.Context, data []byte, e *Error) {
+func (k *running) settle(ctx context.Context, d done, e *Error) {
 	if !k.settled.CompareAndSwap(false, true) {
 		return
 	}
@@ -234,26 +268,29 @@ func (k *running) settle(ctx context.Context, data []byte, e *Error) {
 	}
 	k.cancel()
 	n := replyRoom
-	if long := session.PostOverhead + len(data); long > n {
+	if long := session.PostOverhead + d.size; e == nil && long > n {
 		if k.loop.Reserve(long) {
 			k.loop.Release(n)
 			n = long
 		} else {
 			k.c.counters.PoolFull.Add(1)
-			data, e = nil, protocol.ErrTooManyRequests
+			e = protocol.ErrTooManyRequests
 		}
 	}
 	k.loop.Post(n, k.name, func(s *session.Session) {
-		k.c.resume(s, func(s *session.Session) { k.reply(s, data, e) })
+		k.c.resume(s, func(s *session.Session) { k.reply(s, d, e) })
 	})
 }
 
 // reply runs on the loop.
-func (k *running) reply(s *session.Session, data []byte, e *Error) {
+func (k *running) reply(s *session.Session, d done, e *Error) {
 	switch {
 	case e != nil:
 		k.c.fail(s, k.id, e)
-	case k.id != 0:
-		k.c.reply(s, &protocol.Reply{Id: k.id, Rpc: &pb.RPCResult{Data: data}})
+		if s.State == session.StateVerifying {
+			k.c.refuse(s)
+		}
+	case d.then != nil:
+		d.then(s)
 	}
 }

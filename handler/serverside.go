@@ -70,10 +70,7 @@ func (g *group) begin(s *session.Session, wishes []*grouped, done func(*session.
 }
 
 // grouped is one of them.
-type grouped struct {
-	wish
-	data []byte
-}
+type grouped struct{ wish }
 
 func (g *group) join(s *session.Session, w *grouped, done func(*session.Session)) error {
 	return g.c.join(s, &w.wish, func(s *session.Session, result *pb.SubscribeResult, err error) {
@@ -86,6 +83,9 @@ func (g *group) join(s *session.Session, w *grouped, done func(*session.Session)
 				result.Data = w.data
 			}
 			g.subs[w.name] = result
+			if w.expires != 0 {
+				g.c.setSubscriptionExpiry(s, w.name, w.expires)
+			}
 		}
 		done(s)
 	})
@@ -120,7 +120,7 @@ func (g *group) wishes(s *session.Session, claims *auth.Claims, known map[string
 		seen[name] = true
 		w := &grouped{wish: wish{name: name, ns: ns, server: true, request: c.requested(s, name, known[name]), beside: &g.bytes}}
 		if sub != nil {
-			w.info, w.override, w.data = sub.Info, sub.Override, sub.Data
+			w.info, w.override, w.data, w.expires = sub.Info, sub.Override, sub.Data, sub.ExpiresAt
 		}
 		wishes = append(wishes, w)
 		return nil

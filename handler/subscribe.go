@@ -7,6 +7,7 @@ import (
 	pb "github.com/centrifugal/protocol"
 
 	"perch/auth"
+	"perch/backend"
 	"perch/protocol"
 	"perch/session"
 	"perch/topic"
@@ -97,6 +98,8 @@ func (c *Commands) subscribe(s *session.Session, cmd *protocol.Command) {
 		c.fail(s, id, e)
 	case c.topics.Subscribed(s, name):
 		c.fail(s, id, protocol.ErrAlreadySubscribed)
+	case token == "" && c.asksSubscribe(s, ns, name):
+		c.askSubscribe(s, w)
 	case token == "" || c.opts.Insecure:
 		if !c.maySubscribe(s, ns, name) {
 			c.fail(s, id, protocol.ErrPermissionDenied)
@@ -151,7 +154,7 @@ func (c *Commands) subscribed(s *session.Session, w *wish) {
 	case o.Position:
 		c.subscribedFrom(s, *w, o)
 	default:
-		c.subscription(s, w.id, w.name, w.expires, &pb.SubscribeResult{Delta: o.Delta})
+		c.subscription(s, w, &pb.SubscribeResult{Delta: o.Delta})
 		if o.Told {
 			c.topics.Join(s, w.name)
 		}
@@ -175,20 +178,25 @@ func (c *Commands) subscribedFrom(s *session.Session, w wish, o topic.SubscribeO
 			c.topics.Unsubscribe(s, w.name)
 			c.fail(s, w.id, protocol.ErrUnrecoverablePosition)
 		default:
-			c.subscription(s, w.id, w.name, w.expires, result)
+			c.subscription(s, &w, result)
 			c.live(s, w.name)
 		}
 	})
 }
 
 // subscription tells a client that it is subscribed.
-func (c *Commands) subscription(s *session.Session, id uint32, name string, expires int64, result *pb.SubscribeResult) {
-	if expires != 0 {
-		result.Expires = true
-		result.Ttl = ttl(expires, c.now())
-		c.setSubscriptionExpiry(s, name, expires)
+func (c *Commands) subscription(s *session.Session, w *wish, result *pb.SubscribeResult) {
+	if w.expires != 0 {
+		if !c.asks(backend.SubRefresh) || !w.ns.SubRefreshProxyEnabled {
+			result.Expires = true
+			result.Ttl = ttl(w.expires, c.now())
+		}
+		c.setSubscriptionExpiry(s, w.name, w.expires)
 	}
-	c.reply(s, &protocol.Reply{Id: id, Subscribe: result})
+	if len(w.data) > 0 && protocol.ValidPayload(w.data, encodingOf(s)) {
+		result.Data = w.data
+	}
+	c.reply(s, &protocol.Reply{Id: w.id, Subscribe: result})
 }
 
 func (c *Commands) unsubscribe(s *session.Session, cmd *protocol.Command) {

@@ -159,7 +159,7 @@ func (c *Commands) failUni(s *session.Session, e *Error) {
 		r = session.ReasonExpired
 	case protocol.ErrTooManyRequests.Code:
 		r = session.ReasonTooManyRequests
-	case protocol.ErrPermissionDenied.Code:
+	case protocol.ErrPermissionDenied.Code, protocol.ErrUnauthorized.Code:
 		r = session.ReasonPermissionDenied
 	case protocol.ErrBadRequest.Code, protocol.ErrUnknownChannel.Code:
 		// Its token names what there is not: it would name it again.
@@ -168,6 +168,11 @@ func (c *Commands) failUni(s *session.Session, e *Error) {
 		r = session.ReasonTopicLimit
 	case protocol.ErrNotAvailable.Code:
 		r = session.ReasonNotAvailable
+	default:
+		if !e.Temporary {
+			// The backend's own: it would say the same again.
+			r = session.ReasonPermissionDenied
+		}
 	}
 	s.Close(r)
 }

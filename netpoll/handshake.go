@@ -97,7 +97,7 @@ func (c *conn) request(b []byte, n int) {
 	*r = Request{
 		Path: path, Query: query, Host: text(h.host), Origin: text(h.origin),
 		Authorization: text(h.authorization), Protocols: text(h.protocols), UserAgent: text(h.agent),
-		LastEventID: text(h.lastEvent), conn: c,
+		LastEventID: text(h.lastEvent), head: text(b[:n]), conn: c,
 	}
 	copy(r.key[:], h.key)
 	key := r.key

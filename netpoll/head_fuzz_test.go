@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -93,6 +94,11 @@ func compare(t *testing.T, b []byte, outcome string) {
 		if got := len(fields[name]); got != count {
 			t.Fatalf("net/http finds %d %s, not %d: %q", got, name, count, b[:n])
 		}
+	}
+	all := make(textproto.MIMEHeader)
+	eachField(string(b[:n]), func(name, value string) { all.Add(name, value) })
+	if len(all) != len(fields) || !reflect.DeepEqual(all, fields) && len(fields) > 0 {
+		t.Fatalf("net/http reads the fields %q, not %q", fields, all)
 	}
 	for name, value := range map[string][]byte{"Host": h.host, "Origin": h.origin, "Authorization": h.authorization, "User-Agent": h.agent} {
 		if all := fields[name]; len(all) > 0 && all[len(all)-1] != string(value) {

@@ -130,12 +130,17 @@ type Request struct {
 	Protocols   string
 	UserAgent   string
 	LastEventID string
+	head        string
 	conn        *conn
 	key         [24]byte // the peer's Sec-WebSocket-Key
 }
 
 // Remote is the peer's address, host:port. Runs within Check.
 func (r *Request) Remote() string { return r.conn.Remote() }
+
+// Header calls f with each header of the request, in order. The strings point into
+// the head. Runs within Check.
+func (r *Request) Header(f func(name, value string)) { eachField(r.head, f) }
 
 // Later is for a Check that can't decide at once: the function it returns takes
 // the decision, once, from any goroutine. Runs within Check.

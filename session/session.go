@@ -72,6 +72,7 @@ type Extra struct {
 	Meta    []byte // JSON about the connection, for backends only
 	Name    string // the client's name and version, as it says
 	Version string
+	Headers string // of the opening handshake, for backends: lines of "Name: value"
 }
 
 // Open prepares s for a new peer. The transport calls it, on the loop.

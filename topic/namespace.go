@@ -28,6 +28,13 @@ type NamespaceOptions struct {
 	// AllowUserLimitedChannels lets the users named behind a '#' subscribe, whatever
 	// else the namespace allows.
 	AllowUserLimitedChannels bool `koanf:"allow_user_limited_channels"`
+	// SubscribeProxyEnabled asks the backend about subscriptions of clients that bring
+	// no token, whatever else the namespace allows, PublishProxyEnabled about their
+	// publications, SubRefreshProxyEnabled whether a subscription that has come to
+	// its end goes on.
+	SubscribeProxyEnabled  bool `koanf:"subscribe_proxy_enabled"`
+	PublishProxyEnabled    bool `koanf:"publish_proxy_enabled"`
+	SubRefreshProxyEnabled bool `koanf:"sub_refresh_proxy_enabled"`
 	// ChannelRegex, where set, is what the part behind the namespace must match.
 	ChannelRegex string `koanf:"channel_regex"`
 

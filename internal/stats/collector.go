@@ -15,11 +15,25 @@ type metric struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
 	each func(s *Snapshot, emit func(v float64, labels ...string))
+	// times takes the place of each where the metric is a histogram.
+	times func(s *Snapshot, emit func(h HistogramSnapshot, labels ...string))
 }
 
 func row(kind prometheus.ValueType, name, help string, labels []string,
 	each func(*Snapshot, func(float64, ...string))) metric {
-	return metric{prometheus.NewDesc(namespace+name, help, labels, nil), kind, each}
+	return metric{desc: prometheus.NewDesc(namespace+name, help, labels, nil), kind: kind, each: each}
+}
+
+func histogram(name, help, label string, times func(*Snapshot, func(HistogramSnapshot, ...string))) metric {
+	return metric{desc: prometheus.NewDesc(namespace+name, help, []string{label}, nil), times: times}
+}
+
+func perMethod(kind prometheus.ValueType, name, help string, f func(*BackendMethod) float64) metric {
+	return row(kind, name, help, []string{"method"}, func(s *Snapshot, emit func(float64, ...string)) {
+		for i := range s.Backend.Methods {
+			emit(f(&s.Backend.Methods[i]), s.Backend.Methods[i].Method)
+		}
+	})
 }
 
 func gauge(name, help string, f func(*Snapshot) int64) metric {
@@ -242,6 +256,40 @@ func table() []metric {
 					emit(float64(n), l.Method, l.Code)
 				}
 			}),
+
+		row(prometheus.CounterValue, "backend_calls_total", "Calls of the backend, by method and outcome.",
+			[]string{"method", "outcome"}, func(s *Snapshot, emit func(float64, ...string)) {
+				for _, m := range s.Backend.Methods {
+					for outcome, n := range m.Calls {
+						emit(float64(n), m.Method, outcome)
+					}
+				}
+			}),
+		histogram("backend_call_seconds", "How long calls of the backend took, with their retries, by method.", "method",
+			func(s *Snapshot, emit func(HistogramSnapshot, ...string)) {
+				for _, m := range s.Backend.Methods {
+					emit(m.Times, m.Method)
+				}
+			}),
+		perMethod(prometheus.CounterValue, "backend_retries_total", "Second and later attempts of calls of the backend.",
+			func(m *BackendMethod) float64 { return float64(m.Retries) }),
+		perMethod(prometheus.CounterValue, "backend_waits_total", "Calls of the backend that had to wait for a connection.",
+			func(m *BackendMethod) float64 { return float64(m.Waits) }),
+		perMethod(prometheus.GaugeValue, "backend_breaker", "Circuit breaker of a method: 0 closed, 1 half open, 2 open.",
+			func(m *BackendMethod) float64 { return float64(m.Breaker) }),
+		row(prometheus.GaugeValue, "backend_connections", "Connections to a backend, by state.",
+			[]string{"backend", "state"}, func(s *Snapshot, emit func(float64, ...string)) {
+				for _, c := range s.Backend.Connections {
+					emit(float64(c.InUse), c.Backend, "in_use")
+					emit(float64(c.Idle), c.Backend, "idle")
+				}
+			}),
+		row(prometheus.GaugeValue, "backend_connections_limit", "The most connections to a backend.",
+			[]string{"backend"}, func(s *Snapshot, emit func(float64, ...string)) {
+				for _, c := range s.Backend.Connections {
+					emit(float64(c.Limit), c.Backend)
+				}
+			}),
 	}
 }
 
@@ -263,16 +311,28 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	s := c.snapshot()
 	for i := range c.metrics {
 		m := &c.metrics[i]
-		m.each(&s, func(v float64, labels ...string) {
-			for j, l := range labels {
-				// One bad label would cost the whole page.
-				labels[j] = strings.ToValidUTF8(l, "\uFFFD")
-			}
-			pm, err := prometheus.NewConstMetric(m.desc, m.kind, v, labels...)
+		send := func(pm prometheus.Metric, err error) {
 			if err != nil {
 				pm = prometheus.NewInvalidMetric(m.desc, err)
 			}
 			out <- pm
+		}
+		if m.times != nil {
+			m.times(&s, func(h HistogramSnapshot, labels ...string) {
+				send(prometheus.NewConstHistogram(m.desc, h.Count, h.Sum, h.Buckets, valid(labels)...))
+			})
+			continue
+		}
+		m.each(&s, func(v float64, labels ...string) {
+			send(prometheus.NewConstMetric(m.desc, m.kind, v, valid(labels)...))
 		})
 	}
+}
+
+// valid makes labels fit for the page, which one bad label would cost whole.
+func valid(labels []string) []string {
+	for i, l := range labels {
+		labels[i] = strings.ToValidUTF8(l, "\uFFFD")
+	}
+	return labels
 }

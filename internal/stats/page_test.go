@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -59,7 +60,8 @@ func full() Snapshot {
 		AcceptErrors:  map[string]uint64{"emfile": 163},
 		LoopLag:       164,
 		StoreFailures: 165, StoreFailing: true, HTTPPanics: 166,
-		API: map[APILabel]uint64{{"publish", "0"}: 151},
+		API:     map[APILabel]uint64{{"publish", "0"}: 151},
+		Backend: fullBackend,
 	}
 }
 
@@ -203,6 +205,8 @@ func parse(t *testing.T, page []byte) (map[string]float64, map[string]*dto.Metri
 				values[key] = m.GetCounter().GetValue()
 			case dto.MetricType_GAUGE:
 				values[key] = m.GetGauge().GetValue()
+			case dto.MetricType_HISTOGRAM:
+				histogramValues(values, key, m.GetHistogram())
 			}
 		}
 	}
@@ -215,6 +219,7 @@ func TestPageShowsEveryNumber(t *testing.T) {
 		t.Fatalf("status %d, type %q", resp.StatusCode, resp.Header.Get("Content-Type"))
 	}
 	values, families := parse(t, page)
+	maps.Copy(wantFull, wantBackend)
 	for key, want := range wantFull {
 		if got, ok := values[key]; !ok || got != want {
 			t.Errorf("%s = %v (there: %v), want %v", key, got, ok, want)

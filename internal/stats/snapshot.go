@@ -103,6 +103,8 @@ type Snapshot struct {
 	Reloads map[string]uint64
 	// API counts calls of the server API.
 	API map[APILabel]uint64
+
+	Backend Backend
 }
 
 // Traffic is what came in and what went out.
@@ -168,6 +170,29 @@ type History struct {
 	Lost      uint64
 	// NewsDropped counts those who came or left and of whom nobody was told.
 	NewsDropped uint64
+}
+
+// Backend is what is asked of the user's own service.
+type Backend struct {
+	Methods     []BackendMethod
+	Connections []BackendConnections
+}
+
+// BackendMethod is one method that is asked.
+type BackendMethod struct {
+	Method  string
+	Calls   map[string]uint64 // by outcome
+	Retries uint64
+	Waits   uint64 // for a connection
+	Breaker int64  // 0: closed, 1: half open, 2: open
+	Times   HistogramSnapshot
+}
+
+// BackendConnections are those to one backend.
+type BackendConnections struct {
+	Backend     string // host:port
+	InUse, Idle int64
+	Limit       int64
 }
 
 // APILabel is what calls of the server API are counted by. Code is "0" for a
