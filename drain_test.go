@@ -193,6 +193,7 @@ func (b *heldBroker) Publish(name string, p *topic.Publication, o topic.PublishO
 // drain reaches every subscriber before its close frame, however much of it
 // still waits; and what comes while the waves go is a row without a gap.
 func TestDrainLosesNothing(t *testing.T) {
+	t.Parallel()
 	const subscribers, before = 40, 200
 	s := start(t, func(o *perch.Options) {
 		o.Drain.Budget, o.Drain.Rate = 20*time.Second, 20 // two seconds for all

@@ -79,6 +79,7 @@ func (b panickyBroker) Publish(name string, p *topic.Publication, o topic.Publis
 // the keys that it had: sessions live on, other tokens are good, and those that
 // can't be decided about are told to come again.
 func TestRemoteKeysLie(t *testing.T) {
+	t.Parallel()
 	keys := t.TempDir()
 	mine := perch.Options{DataDir: keys}
 	signed, err := perch.IssueToken(mine, perch.TokenRequest{Subject: "remote"})

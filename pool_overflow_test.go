@@ -117,6 +117,7 @@ func (a *attentive) see(f func() bool) bool {
 // loop and in the pool. Commands keep their order, and what is stuck is timed
 // out and counted.
 func TestPoolStuck(t *testing.T) {
+	t.Parallel()
 	keys := t.TempDir()
 	if _, err := perch.IssueToken(perch.Options{DataDir: keys}, perch.TokenRequest{Subject: "x"}); err != nil {
 		t.Fatal(err)

@@ -220,7 +220,8 @@ func (s *Server) Unlisten(ctx context.Context) error {
 	defer cancel()
 	t := time.NewTicker(unlistenLook)
 	defer t.Stop()
-	for ctx.Err() == nil && s.listening.queued() > 0 {
+	// What has been read already, and waits for net/http, is taken as well.
+	for ctx.Err() == nil && s.listening.queued()+len(s.front.conns) > 0 {
 		select {
 		case <-t.C:
 		case <-ctx.Done():

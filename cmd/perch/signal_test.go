@@ -282,25 +282,35 @@ func TestReloadBySignal(t *testing.T) {
 	if got := ask(); got != http.StatusOK {
 		t.Errorf("with the client: %d\n%s", got, s.stderr)
 	}
-	before := s.stderr.String()
+	before := ""
+	said := func() string { return strings.TrimPrefix(s.stderr.String(), before) }
+	// What it says has been written by then, and is read a little later.
+	lines := func(n int) {
+		t.Helper()
+		eventually(t, "what it says", func() bool { return strings.Count(said(), "\n") >= n })
+	}
+	eventually(t, "the reload is logged", func() bool { return strings.Contains(said(), "configuration reloaded") })
+	before = s.stderr.String()
 	reload("auth:\n  require: foo\nheartbeat:\n  timeout: 30s\n")
-	said := strings.TrimPrefix(s.stderr.String(), before)
-	if strings.Count(said, "\n") != 1 || !strings.HasPrefix(said, "perch: configuration not reloaded: ") ||
+	lines(1)
+	if said := said(); strings.Count(said, "\n") != 1 || !strings.HasPrefix(said, "perch: configuration not reloaded: ") ||
 		!strings.Contains(said, "auth.require") || !strings.Contains(said, "heartbeat.timeout") {
 		t.Errorf("a file that makes no sense: %q", said)
 	}
 	before = s.stderr.String()
 	reload("auth:\n  requier: foo\n")
-	said = strings.TrimPrefix(s.stderr.String(), before)
-	if strings.Count(said, "\n") != 1 || !strings.Contains(said, "perch.yaml:2: auth.requier: unknown key") {
+	lines(1)
+	if said := said(); strings.Count(said, "\n") != 1 || !strings.Contains(said, "perch.yaml:2: auth.requier: unknown key") {
 		t.Errorf("a file that can't be read: %q", said)
 	}
 	if got := ask(); got != http.StatusOK {
 		t.Errorf("after files with errors: %d", got)
 	}
 	// A flag stands above the file, so listen is as it was; loops differs.
+	before = s.stderr.String()
 	reload("listen: 127.0.0.1:1\nloops: 7\n" + client)
-	if said := s.stderr.String(); strings.Count(said, "needs a restart") != 1 || !strings.Contains(said, "key=loops") {
+	eventually(t, "the reload is logged", func() bool { return strings.Contains(said(), "configuration reloaded") })
+	if said := said(); strings.Count(said, "needs a restart") != 1 || !strings.Contains(said, "key=loops") {
 		t.Errorf("keys that need a restart: %s", said)
 	}
 	s.signal(t, syscall.SIGTERM)
