@@ -46,6 +46,13 @@ type loop struct {
 	first   []byte // where the first bytes of a new connection are read
 	random  uint64
 	storm   storm
+	// share is how many frames and commands of one peer have been handled in this
+	// go, of limit. late are the conns whose input is put off, from lateAt on;
+	// serving is the one that is at it.
+	share, limit int
+	late         []session.ID
+	lateAt       int
+	serving      *conn
 	// request is what Check is given, used again for each.
 	request Request
 

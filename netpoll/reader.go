@@ -20,6 +20,7 @@ type inbound struct {
 	msg   *bytebufferpool.ByteBuffer // the fragments so far
 	op    ws.OpCode                  // of the fragmented message
 	open  bool                       // a message has begun and not ended
+	later *putOff                    // what is beyond the peer's share of the turn
 }
 
 // inbound makes sure that c has one.
@@ -40,6 +41,9 @@ func (c *conn) releaseIn() {
 	}
 	if c.in.msg != nil {
 		putInBuffer(c.in.msg)
+	}
+	if t := c.in.later; t != nil {
+		c.releasePutOff(t)
 	}
 	c.in = nil
 }
@@ -132,10 +136,29 @@ func (c *conn) admit(h header) session.Reason {
 	return session.ReasonNone
 }
 
-// readFrames takes the frames apart that b holds. b is changed: payloads are
-// unmasked in place.
+// readFrames takes the frames apart that b holds, as far as the peer's share of
+// the turn goes. b is changed: payloads are unmasked in place.
 func (c *conn) readFrames(b []byte) {
+	if c.in != nil && c.in.later != nil {
+		c.holdFrames(b)
+		return
+	}
+	l := c.loop
+	l.share, l.limit = 0, l.fairShare()
+	rest := c.takeFrames(b)
+	l.stats.turned(l.share, len(b)-len(rest))
+	if len(rest) > 0 {
+		c.holdFrames(rest)
+	}
+}
+
+// takeFrames returns what is beyond the share.
+func (c *conn) takeFrames(b []byte) (rest []byte) {
+	l := c.loop
 	for len(b) > 0 && c.mode == modeWebSocket {
+		if l.share >= l.limit || c.in != nil && c.in.later != nil {
+			return b
+		}
 		if c.in != nil && c.in.raw != nil {
 			b = b[c.fill(b):]
 			continue
@@ -147,7 +170,7 @@ func (c *conn) readFrames(b []byte) {
 		}
 		if bad != session.ReasonNone {
 			c.fail(bad)
-			return
+			return nil
 		}
 		if !ok || len(b) < h.size+h.length {
 			in := c.inbound()
@@ -156,12 +179,13 @@ func (c *conn) readFrames(b []byte) {
 			if ok {
 				in.head, in.total = h, h.size+h.length
 			}
-			return
+			return nil
 		}
 		payload := b[h.size : h.size+h.length]
 		b = b[h.size+h.length:]
 		c.frame(h, payload)
 	}
+	return nil
 }
 
 // fill adds to the incomplete frame what b holds of it, and handles it when it
@@ -208,6 +232,7 @@ func (c *conn) fill(b []byte) (took int) {
 // frame handles one whole frame. payload is masked and dies with the call.
 func (c *conn) frame(h header, payload []byte) {
 	c.loop.stats.FramesIn.Add(1)
+	c.loop.share++
 	ws.Cipher(payload, h.mask, 0)
 	switch h.op {
 	case ws.OpPing:
@@ -251,7 +276,10 @@ func (c *conn) message(op ws.OpCode, data []byte) {
 		c.fail(session.ReasonInvalidPayload) // section 8.1
 		return
 	}
-	c.endpoint.Handler.Message(&c.sess, data, op == ws.OpBinary)
+	rest, done := c.part(data, 0, op == ws.OpBinary)
+	if len(rest) > 0 && c.mode == modeWebSocket {
+		c.holdMessage(rest, done, op == ws.OpBinary)
+	}
 }
 
 // peerCloses answers a close frame (section 5.5.1): with its own code where

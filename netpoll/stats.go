@@ -41,6 +41,7 @@ type loopStats struct {
 	Open         stats.Gauge // conns
 	Sessions     stats.Gauge
 	PendingBytes stats.Gauge
+	PutOffBytes  stats.Gauge
 	Accepted     stats.Counter
 	MessagesIn   stats.Counter
 	MessagesOut  stats.Counter
@@ -54,6 +55,10 @@ type loopStats struct {
 	Pongs        stats.Counter
 	Turns        stats.Counter
 	Panics       stats.Counter
+	PutOffs      stats.Counter
+	MostShare    most // frames and commands of one peer in one go
+	MostBytes    most // of one peer in one go
+	MostItems    most // of the inbox in one turn
 	Closes       [reasonSlots]stats.Counter
 	Outcomes     [outcomeCount]stats.Counter
 	_            stats.Pad
@@ -93,6 +98,15 @@ type LoopStats struct {
 	InboxRejected uint64
 	Turns         uint64
 	Panics        uint64
+	// PutOffs counts the times that a peer sent more than its share of a turn, of
+	// which PutOffBytes wait now. MostWork are the most frames and commands, and
+	// MostBytes the most bytes, that were handled of one peer in one go; MostPosts
+	// the most items of the inbox in one turn.
+	PutOffs     uint64
+	PutOffBytes int64
+	MostWork    int64
+	MostBytes   int64
+	MostPosts   int64
 }
 
 // Open is the number of connections on the loops. Safe from any goroutine.
@@ -131,6 +145,8 @@ func (s *Server) Stats() Stats {
 		out.Loops = append(out.Loops, LoopStats{
 			Open: int(st.Open.Load()), InboxBytes: l.inbox.bytes.Load(), InboxRejected: l.inbox.rejected.Load(),
 			Turns: st.Turns.Load(), Panics: st.Panics.Load(),
+			PutOffs: st.PutOffs.Load(), PutOffBytes: st.PutOffBytes.Load(),
+			MostWork: st.MostShare.n.Load(), MostBytes: st.MostBytes.n.Load(), MostPosts: st.MostItems.n.Load(),
 		})
 	})
 	return out
