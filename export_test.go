@@ -1,6 +1,17 @@
 package perch
 
-import "perch/topic"
+import (
+	"perch/netpoll"
+	"perch/session"
+	"perch/topic"
+)
 
 // SetBroker lets tests take the place of the in-memory broker.
 func SetBroker(o *Options, make func(topic.MemoryOptions) topic.Broker) { o.broker = make }
+
+// What tests look at from outside.
+
+func (s *Server) NetStats() netpoll.Stats            { return s.net.Stats() }
+func (s *Server) TopicCounts() topic.Counts          { return s.topics.Counts() }
+func (s *Server) SessionRegistry() *session.Registry { return s.registry }
+func (s *Server) Net() *netpoll.Server               { return s.net }

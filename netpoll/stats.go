@@ -42,6 +42,7 @@ type loopStats struct {
 	Sessions     stats.Gauge
 	PendingBytes stats.Gauge
 	PutOffBytes  stats.Gauge
+	Timers       stats.Gauge // as of the last tick, or the last end of a conn
 	Accepted     stats.Counter
 	MessagesIn   stats.Counter
 	MessagesOut  stats.Counter
@@ -107,6 +108,8 @@ type LoopStats struct {
 	MostWork    int64
 	MostBytes   int64
 	MostPosts   int64
+	// Timers are the connections with a deadline.
+	Timers int64
 }
 
 // Open is the number of connections on the loops. Safe from any goroutine.
@@ -147,6 +150,7 @@ func (s *Server) Stats() Stats {
 			Turns: st.Turns.Load(), Panics: st.Panics.Load(),
 			PutOffs: st.PutOffs.Load(), PutOffBytes: st.PutOffBytes.Load(),
 			MostWork: st.MostShare.n.Load(), MostBytes: st.MostBytes.n.Load(), MostPosts: st.MostItems.n.Load(),
+			Timers: st.Timers.Load(),
 		})
 	})
 	return out

@@ -104,6 +104,7 @@ func (t turnWheel) Run() (more bool) {
 		}
 		if l.wheel.now >= target {
 			l.storm.tick(l.stats.Accepted.Load(), l.server.opts.Loops)
+			l.stats.Timers.Set(int64(l.wheel.count))
 			l.ticking.Store(false)
 			return false
 		}

@@ -111,6 +111,8 @@ func table() []metric {
 			func(l *Loop) float64 { return float64(l.Turns) }),
 		perLoop(prometheus.CounterValue, "loop_panics_total", "Panics that a loop recovered from.",
 			func(l *Loop) float64 { return float64(l.Panics) }),
+		perLoop(prometheus.GaugeValue, "loop_timers", "Connections of a loop that have a deadline.",
+			func(l *Loop) float64 { return float64(l.Timers) }),
 		perLoop(prometheus.CounterValue, "loop_put_offs_total", "Times a peer had sent more than its share of a turn.",
 			func(l *Loop) float64 { return float64(l.PutOffs) }),
 		perLoop(prometheus.GaugeValue, "loop_put_off_bytes", "Bytes of peers' input that were put off.",

@@ -101,6 +101,7 @@ type Loop struct {
 	MostWork    int64
 	MostBytes   int64
 	MostPosts   int64
+	Timers      int64 // connections with a deadline
 }
 
 // Pool is the bounded pool of workers.
