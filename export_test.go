@@ -1,6 +1,7 @@
 package perch
 
 import (
+	"perch/handler"
 	"perch/netpoll"
 	"perch/session"
 	"perch/topic"
@@ -14,4 +15,5 @@ func SetBroker(o *Options, make func(topic.MemoryOptions) topic.Broker) { o.brok
 func (s *Server) NetStats() netpoll.Stats            { return s.net.Stats() }
 func (s *Server) TopicCounts() topic.Counts          { return s.topics.Counts() }
 func (s *Server) SessionRegistry() *session.Registry { return s.registry }
+func (s *Server) PoolStats() handler.PoolStats       { return s.pool.Stats() }
 func (s *Server) Net() *netpoll.Server               { return s.net }

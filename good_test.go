@@ -1,12 +1,17 @@
 package perch_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"perch/internal/testkit"
 )
@@ -96,3 +101,19 @@ func (g *goodOnes) round(ctx context.Context) {
 }
 
 func (g *goodOnes) close() { _ = g.dense.Close(true) }
+
+// dialSmall dials so that little fits into the connection before it is full: with
+// large segments, the kernel gives the server's side a large buffer.
+func dialSmall(addr string) (*testkit.Conn, error) {
+	d := net.Dialer{Timeout: testkit.Timeout, Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 536)
+		})
+	}}
+	c, err := d.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return &testkit.Conn{Conn: c, R: bufio.NewReader(c)}, nil
+}

@@ -1,22 +1,17 @@
 package perch_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"perch"
 	"perch/handler"
@@ -227,21 +222,14 @@ func (v *villain) dial() {
 	v.c.Conn, v.c.R = c.Conn, c.R
 }
 
-// small dials so that little fits into the connection before it is full: with
-// large segments, the kernel gives the server's side a large buffer.
+// small dials so that little fits into the connection before it is full.
 func (v *villain) small() {
-	d := net.Dialer{Timeout: testkit.Timeout, Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 536)
-		})
-	}}
-	c, err := d.Dial("tcp", v.t.server.public)
+	c, err := dialSmall(v.t.server.public)
 	if err != nil {
 		v.t.complain("%s: %v", v.kind, err)
 		return
 	}
-	v.c.Conn, v.c.R = c, bufio.NewReader(c)
+	v.c.Conn, v.c.R = c.Conn, c.R
 }
 
 func (v *villain) open(path string) {
