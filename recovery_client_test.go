@@ -44,7 +44,7 @@ type modelPlace struct {
 
 func newModelClient(m *recoveryModel, k int, rest <-chan struct{}) *modelClient {
 	c := &modelClient{m: m, rng: rand.New(rand.NewPCG(m.seed, uint64(k))), rest: rest, protobuf: k%2 == 1, topics: map[string]*modelPlace{}}
-	for _, mt := range modelTopics {
+	for _, mt := range m.topics {
 		mt.delta = mt.delta && k%3 > 0
 		c.topics[mt.name] = &modelPlace{modelTopic: mt}
 	}
@@ -151,7 +151,7 @@ func (c *modelClient) session(ctx context.Context) {
 
 // act does something that clients do; false: the connection has ended.
 func (c *modelClient) act(ctx context.Context) bool {
-	name := modelTopics[c.rng.IntN(len(modelTopics))].name
+	name := c.m.topics[c.rng.IntN(len(c.m.topics))].name
 	p := c.topics[name]
 	switch c.rng.IntN(150) {
 	case 0:
@@ -234,6 +234,14 @@ func (c *modelClient) send(commands ...*pb.Command) bool {
 }
 
 func (c *modelClient) message(p []byte) {
+	if string(p) == "{}" || string(p) == "\x00" {
+		opcode := byte(testkit.OpText)
+		if c.protobuf {
+			opcode = testkit.OpBinary
+		}
+		_ = c.conn.SendFrames(testkit.Client(opcode, p)) // the pong
+		return
+	}
 	var d pb.ReplyDecoder = pb.NewJSONReplyDecoder(p)
 	if c.protobuf {
 		d = pb.NewProtobufReplyDecoder(p)

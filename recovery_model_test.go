@@ -44,6 +44,8 @@ const modelRecoveryLimit = 60
 type recoveryModel struct {
 	server *server
 	seed   uint64
+	topics []modelTopic
+	every  time.Duration // the time between two bursts of a publisher
 
 	mu sync.Mutex
 	// published is what the oracle knows: by topic, epoch and offset.
@@ -143,8 +145,8 @@ func (m *recoveryModel) check() {
 
 // unjust says why a recovery should have succeeded, or nothing.
 func (m *recoveryModel) unjust(r modelRefusal) string {
-	i := slices.IndexFunc(modelTopics, func(t modelTopic) bool { return t.name == r.name })
-	o := modelTopics[i].options
+	i := slices.IndexFunc(m.topics, func(t modelTopic) bool { return t.name == r.name })
+	o := m.topics[i].options
 	if r.since.Epoch != r.top.Epoch {
 		if o.HistoryMetaTTL > 0 || r.since.Epoch == "" {
 			return "" // forgotten, as it may be
@@ -167,31 +169,48 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 	return fmt.Sprintf("only %d were missed, none of them over", missed)
 }
 
-// run lets clients and publishers do as they like for a while, then lets all of
-// them come to rest, and returns what was wrong.
-func runRecoveryModel(t *testing.T, seed uint64, lasts time.Duration, broker func(topic.MemoryOptions) topic.Broker) *recoveryModel {
-	m := &recoveryModel{seed: seed, published: map[string]map[topic.Position]modelPublication{}, tops: map[string]topic.Position{},
-		seen: map[string]map[topic.Position]string{}}
-	m.server = start(t, func(o *perch.Options) {
-		o.Loops = 2
-		o.Topics.RecoveryLimit = modelRecoveryLimit
-		o.Topics.HistoryMetaTTL = time.Hour
-		o.Topics.JoinLeaveInterval = 5 * time.Millisecond
-		for _, mt := range modelTopics {
-			ns := mt.options
-			ns.Name, _, _ = strings.Cut(mt.name, ":")
-			ns.AllowSubscribeForClient = true
-			o.Topics.Namespaces = append(o.Topics.Namespaces, ns)
-		}
-		perch.SetBroker(o, broker)
-	})
-	for _, mt := range modelTopics {
+func newRecoveryModel(seed uint64, topics []modelTopic) *recoveryModel {
+	m := &recoveryModel{
+		seed: seed, topics: topics, every: 2 * time.Millisecond, tops: map[string]topic.Position{},
+		published: map[string]map[topic.Position]modelPublication{}, seen: map[string]map[topic.Position]string{},
+	}
+	for _, mt := range topics {
 		m.published[mt.name] = map[topic.Position]modelPublication{}
 		m.seen[mt.name] = map[topic.Position]string{}
 	}
+	return m
+}
+
+// configure sets what the server of the model needs.
+func (m *recoveryModel) configure(o *perch.Options) {
+	o.Topics.RecoveryLimit = modelRecoveryLimit
+	o.Topics.HistoryMetaTTL = time.Hour
+	o.Topics.JoinLeaveInterval = 5 * time.Millisecond
+	for _, mt := range m.topics {
+		ns := mt.options
+		ns.Name, _, _ = strings.Cut(mt.name, ":")
+		ns.AllowSubscribeForClient = true
+		o.Topics.Namespaces = append(o.Topics.Namespaces, ns)
+	}
+}
+
+// runRecoveryModel lets clients and publishers do as they like for a while, then lets all of
+// them come to rest, and returns what was wrong.
+func runRecoveryModel(t *testing.T, seed uint64, lasts time.Duration, broker func(topic.MemoryOptions) topic.Broker) *recoveryModel {
+	m := newRecoveryModel(seed, modelTopics)
+	m.server = start(t, func(o *perch.Options) {
+		o.Loops = 2
+		m.configure(o)
+		perch.SetBroker(o, broker)
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), lasts)
 	defer cancel()
-	const publishers, clients = 3, 12
+	m.run(ctx, 3, 12)
+	return m
+}
+
+// run returns when ctx has ended and all have come to rest.
+func (m *recoveryModel) run(ctx context.Context, publishers, clients int) {
 	var publishing, reading sync.WaitGroup
 	for k := range publishers {
 		publishing.Go(func() { m.publisher(ctx, k) })
@@ -204,13 +223,12 @@ func runRecoveryModel(t *testing.T, seed uint64, lasts time.Duration, broker fun
 	close(rest) // what is published is known: the clients can tell when they have it
 	reading.Wait()
 	m.check()
-	return m
 }
 
 // publisher publishes bursts of one to twenty.
 func (m *recoveryModel) publisher(ctx context.Context, k int) {
 	rng := rand.New(rand.NewPCG(m.seed, uint64(1000+k)))
-	tick := time.NewTicker(2 * time.Millisecond)
+	tick := time.NewTicker(m.every)
 	defer tick.Stop()
 	for n := 0; ; {
 		select {
@@ -220,7 +238,7 @@ func (m *recoveryModel) publisher(ctx context.Context, k int) {
 		}
 		for range 1 + rng.IntN(20)*rng.IntN(2) {
 			n++
-			mt := modelTopics[rng.IntN(len(modelTopics))]
+			mt := m.topics[rng.IntN(len(m.topics))]
 			data := fmt.Sprintf(`{"publisher":%d,"n":%d,"ü":"%s"}`, k, n, strings.Repeat("x", rng.IntN(60)))
 			if mt.delta {
 				data = fmt.Sprintf(`{"publisher":%d,"document":"%s","n":%d}`, k, strings.Repeat("the same each time ", 20), n)

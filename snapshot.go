@@ -90,6 +90,7 @@ func (s *Server) snapshot() stats.Snapshot {
 	for _, l := range n.Loops {
 		out.Loops = append(out.Loops, stats.Loop{
 			Connections: int64(l.Open), InboxBytes: l.InboxBytes, Rejected: l.InboxRejected, Turns: l.Turns, Panics: l.Panics,
+			PutOffs: l.PutOffs, PutOffBytes: l.PutOffBytes, MostWork: l.MostWork, MostBytes: l.MostBytes, MostPosts: l.MostPosts, Timers: l.Timers,
 		})
 	}
 	return out

@@ -85,6 +85,9 @@ type conns struct {
 	// parts are the fragments of messages that are not complete, by place: few
 	// servers fragment, so that the others' connections don't pay for it.
 	parts map[int]fragments
+	// deaf, where set, says whether a connection is not read, and silent whether it
+	// does not send its request: that is its scenario's to do, from upgraded on.
+	deaf, silent func(i int) bool
 }
 
 type fragments struct {
@@ -194,7 +197,7 @@ func (c *conns) poll(until int64) error {
 		if ev.Events&unix.EPOLLOUT != 0 || c.all[i].state == stateConnecting {
 			c.writable(i)
 		}
-		if ev.Events&(unix.EPOLLIN|hangup) != 0 {
+		if ev.Events&(unix.EPOLLIN|hangup) != 0 && (ev.Events&hangup != 0 || c.deaf == nil || !c.deaf(i)) {
 			c.readAll(i, uint32(ev.Pad), ev.Events&hangup != 0)
 		}
 	}
@@ -209,6 +212,10 @@ func (c *conns) writable(i int) {
 			return
 		}
 		p.state = stateHandshake
+		if c.silent != nil && c.silent(i) {
+			c.on.upgraded(i)
+			return
+		}
 		c.send(i, c.head)
 		return
 	}

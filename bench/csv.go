@@ -28,7 +28,8 @@ func (r *Report) WriteCSV(w io.Writer) error {
 	header = append(header, "latency_max_us", "server_cpu_s", "server_cpu_us_per_unit", "rss_anon_before_bytes",
 		"rss_anon_after_bytes", "bytes_per_connection", "kernel_sockets_bytes", "goroutines", "gcs", "gc_pause_ms",
 		"generator_processes", "generator_cpu_s", "generator_busy_cores", "generator_late", "generator_saturated",
-		"first_error", "notes", "missed", "stolen_share", "tenths", "tenths_p50_us", "tenths_p99_us", "tenths_p99_over_p50")
+		"first_error", "notes", "missed", "stolen_share", "tenths", "tenths_p50_us", "tenths_p99_us", "tenths_p99_over_p50",
+		"hostile_peers", "hostile_without_p99_us", "hostile_beside_p99_us", "hostile_p99_ratio", "hostile_p99_ratio_low", "hostile_p99_ratio_high")
 	lines := [][]string{header}
 	for i := range r.Results {
 		res := &r.Results[i]
@@ -42,9 +43,22 @@ func (r *Report) WriteCSV(w io.Writer) error {
 			strconv.FormatInt(g.Late, 10), strconv.FormatBool(g.Saturated), csvText(res.FirstError), csvText(strings.Join(res.Notes, "; ")),
 			strconv.FormatInt(res.Missed, 10), csvNumber(res.Stolen))
 		line = append(line, res.Tenths.csv()...)
+		line = append(line, res.Hostile.csv()...)
 		lines = append(lines, line)
 	}
 	return writeCSV(w, lines)
+}
+
+func (h *Hostile) csv() []string {
+	if h == nil {
+		return make([]string, 6)
+	}
+	n := 0
+	for _, k := range h.Kinds {
+		n += k
+	}
+	p := h.P99
+	return []string{strconv.Itoa(n), csvIn(p.Without, time.Microsecond), csvIn(p.Beside, time.Microsecond), csvSome(p.Ratio), csvSome(p.Low), csvSome(p.High)}
 }
 
 // WriteRatiosCSV writes a line for each ratio of a comparison, in long form, for

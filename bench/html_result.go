@@ -47,6 +47,17 @@ func resultColumns(g *reportGroup) []resultColumn {
 		}
 		return humanDuration(row.Tenths.P99)
 	}})
+	hostile := func(name string, value func(h *Hostile) string) {
+		columns = append(columns, resultColumn{name, func(row *reportRow) string {
+			if row.Hostile == nil {
+				return ""
+			}
+			return value(row.Hostile)
+		}})
+	}
+	hostile("Hostile peers", (*Hostile).who)
+	hostile("p50 beside them", func(h *Hostile) string { return h.P50.text() })
+	hostile("p99 beside them", func(h *Hostile) string { return h.P99.text() })
 	usage := func(name string, value func(u *Usage) string) {
 		columns = append(columns, resultColumn{name, func(row *reportRow) string {
 			if row.Usage == nil {

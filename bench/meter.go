@@ -46,6 +46,7 @@ type meter struct {
 	current second
 	next    int64 // when the current second ends
 	tenths  tenths
+	hostile *Hostile // of that scenario
 }
 
 // second is what one second brought to one generator.
@@ -163,13 +164,14 @@ type shareResult struct {
 	Latency    []byte        `json:"latency,omitempty"`
 	Tenths     []tenth       `json:"tenths,omitempty"`
 	Seconds    []second      `json:"seconds,omitempty"`
+	Hostile    *Hostile      `json:"hostile,omitempty"`
 	CPU        time.Duration `json:"cpu"`
 	Wall       time.Duration `json:"wall"`
 }
 
 func (m *meter) result() (shareResult, error) {
 	r := shareResult{Count: m.count, Failed: m.failed, Missed: m.missed, FirstError: m.first, Late: m.late, Owed: m.owed, Seconds: m.seconds,
-		Tenths: m.tenths.all}
+		Tenths: m.tenths.all, Hostile: m.hostile}
 	var err error
 	if m.whole.TotalCount() > 0 {
 		if r.Latency, err = m.whole.Encode(hdrhistogram.V2CompressedEncodingCookieBase); err != nil {

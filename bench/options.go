@@ -22,11 +22,12 @@ const (
 	Churn     = "churn"     // sessions that come and go at a rate, beside others
 	Reconnect = "reconnect" // all sessions lost at once, and back with backoff
 	Mixed     = "mixed"     // all of it, beside idle sessions
+	Beset     = "hostile"   // good sessions without hostile peers and beside them
 )
 
 // Scenarios are all of them, in the order of the documents.
 func Scenarios() []string {
-	return []string{Idle, Connect, Echo, Fanout, Push, Churn, Reconnect, Mixed}
+	return []string{Idle, Connect, Echo, Fanout, Push, Churn, Reconnect, Mixed, Beset}
 }
 
 // The protocols that a load can speak.
@@ -87,6 +88,14 @@ type Options struct {
 	Duration time.Duration `json:"duration,omitempty"`
 	Warmup   time.Duration `json:"warmup,omitempty"`
 	Settle   time.Duration `json:"settle,omitempty"`
+	// Hostile, of the scenario of that name, is how many peers there are of each of
+	// HostileKinds, or of "all"; what is not said is 100. Flood is how many frames or
+	// commands a flood's burst has, of which each flooder sends one a second; 0: 512.
+	// Rounds is how many turns there are without them and beside them, which share
+	// Duration; 0: 5.
+	Hostile map[string]int `json:"hostile,omitempty"`
+	Flood   int            `json:"flood,omitempty"`
+	Rounds  int            `json:"rounds,omitempty"`
 	// Sources is how many addresses of 127.0.0.0/8 the connections come from, from
 	// 127.0.0.2 or the address number FirstSource on. 0: as many as the number of
 	// connections wants where the server is on loopback, else the kernel's choice.
@@ -114,7 +123,7 @@ const rateMost = 1e9
 const defaultTopic = "bench"
 
 // ownTopics are the scenarios in which each session has a topic of its own.
-var ownTopics = []string{Push, Mixed}
+var ownTopics = []string{Push, Mixed, Beset}
 
 // withDefaults fills in what is not said, and says what can't be.
 func (o Options) withDefaults() (Options, error) {
@@ -152,7 +161,7 @@ func (o Options) withDefaults() (Options, error) {
 		{"connections", float64(o.Connections)}, {"rate", o.Rate}, {"window", float64(o.Window)},
 		{"depth", float64(o.Depth)}, {"burst", float64(o.Burst)}, {"size", float64(o.Size)},
 		{"duration", float64(o.Duration)}, {"sources", float64(o.Sources)}, {"first source", float64(o.FirstSource)},
-		{"processes", float64(o.Processes)},
+		{"processes", float64(o.Processes)}, {"flood", float64(o.Flood)}, {"rounds", float64(o.Rounds)},
 	} {
 		if f.value < 0 {
 			return o, fmt.Errorf("bench: %s: must not be below 0", f.name)
@@ -228,6 +237,8 @@ func (o Options) scenarioDefaults() (Options, error) {
 		}
 	case Churn:
 		def(&o.Rate, 100)
+	case Beset:
+		return o, o.hostileDefaults()
 	case Mixed:
 		def(&o.Rate, 500)
 		if o.Protocol != ProtocolCentrifuge {

@@ -66,6 +66,9 @@ func TestScenarios(t *testing.T) {
 		{"churn", with(func(o *bench.Options) { o.Scenario, o.Rate = bench.Churn, 50 }), 35},
 		{"reconnect", with(func(o *bench.Options) { o.Scenario = bench.Reconnect }), 100},
 		{"mixed", with(func(o *bench.Options) { o.Scenario, o.Rate = bench.Mixed, 100 }), 100},
+		{"hostile", with(func(o *bench.Options) {
+			o.Scenario, o.Rate, o.Rounds, o.Flood, o.Hostile = bench.Beset, 200, 1, 300, map[string]int{"all": 2, "pings": 5}
+		}), 80},
 		{"echo of two processes", with(func(o *bench.Options) { o.Scenario, o.Processes = bench.Echo, 2 }), 1000},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -191,6 +191,11 @@ func (row *reportRow) writeBlock(b *bytes.Buffer) {
 	if t := row.Tenths; t != nil {
 		say("tenths", "p50 %s  p99 %s  of a tenth of a second (medians of %d)", humanDuration(t.P50), humanDuration(t.P99), t.Count)
 	}
+	if h := row.Hostile; h != nil {
+		say("hostile", "%s; bursts of %s; %s", h.who(), humanCount(int64(h.Flood)), plural(h.Ended, "connection")+" of theirs ended by the server")
+		say("p50", "%s", h.P50.text())
+		say("p99", "%s, medians of %s", h.P99.text(), plural(int64(len(h.Rounds)), "round"))
+	}
 	if row.Usage != nil {
 		row.sayUsage(say)
 	}

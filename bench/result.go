@@ -39,6 +39,9 @@ type Result struct {
 	Latency *Latency `json:"latency,omitempty"`
 	// Tenths is missing where too little was answered for it.
 	Tenths *Tenths `json:"tenths,omitempty"`
+	// Hostile is what the scenario of that name compares; the rest of its result is
+	// of the turns beside the hostile peers.
+	Hostile *Hostile `json:"hostile,omitempty"`
 	// Series has a point a second.
 	Series    []Point   `json:"series,omitempty"`
 	Usage     *Usage    `json:"server_usage,omitempty"` // nil: the server's process is not known

@@ -123,6 +123,8 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 	case Push, Mixed:
 		// After it the generators wait for what is under way.
 		res.Duration = min(res.Duration, r.o.Duration)
+	case Beset:
+		res.Duration, res.Hostile = r.o.Duration/2, shares[0].Hostile
 	}
 	if r.o.Scenario == Mixed {
 		res.Notes = append(res.Notes, fmt.Sprintf("%.0f events/s: 9 of 10 a publication to one session, 1 a session that goes and comes back; "+
@@ -149,6 +151,9 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 		after.rss = r.steps[len(r.steps)-1].RssAnon
 	}
 	res.Usage = usage(r.start, r.begin, r.end, after, r.server, res.Count, connections)
+	if r.o.Scenario == Beset && res.Usage != nil {
+		res.Usage.CPUPer = 0 // most of it was for others
+	}
 	if r.o.Scenario == Idle && r.server.pid > 0 {
 		res.Series = r.steps
 		res.Notes = append(res.Notes, marginal(r.start.rss, r.steps)...)
@@ -158,7 +163,7 @@ func (r *run) finish(shares []shareResult) (Result, error) {
 	case g.Busy > saturated && res.Mode == ClosedLoop && (r.o.Scenario == Echo || r.o.Scenario == Connect):
 		g.Saturated = true
 		res.Notes = append(res.Notes, "The generator used its whole core: the rate is its own limit. CPU per unit still is the server's.")
-	case g.Busy > saturated:
+	case g.Busy > saturated && r.o.Scenario != Beset: // there the hostile peers are in it
 		g.Saturated = true
 		res.Notes = append(res.Notes, "The generator used its whole core: the latencies are its own. Use more processes, or a lower rate.")
 	case res.Mode == OpenLoop && float64(g.Late) > lateShare*float64(max(res.Count, 1)):

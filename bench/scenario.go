@@ -15,12 +15,13 @@ var scenarios = map[string]func(*generator) error{
 	Churn:     (*generator).churn,
 	Reconnect: (*generator).reconnect,
 	Mixed:     (*generator).mixed,
+	Beset:     (*generator).hostile,
 }
 
 // units are what each counts.
 var units = map[string]string{
 	Idle: "ping", Connect: "connection", Echo: "message", Fanout: "delivery", Push: "delivery",
-	Churn: "connection", Reconnect: "connection", Mixed: "delivery",
+	Churn: "connection", Reconnect: "connection", Mixed: "delivery", Beset: "delivery",
 }
 
 // warmConnections come and go before anything is measured: what a server makes

@@ -166,8 +166,9 @@ const (
 )
 
 var (
-	_ session.Handler = (*Commands)(nil)
-	_ APISessions     = (*Commands)(nil)
+	_ session.PartHandler = (*Commands)(nil)
+	_ session.Handler     = (*Commands)(nil)
+	_ APISessions         = (*Commands)(nil)
 )
 
 // New makes the handler.
@@ -251,24 +252,32 @@ func (c *Commands) Open(s *session.Session, identity any) {
 // Message implements session.Handler: it runs the commands of one message, in
 // their order.
 func (c *Commands) Message(s *session.Session, data []byte, binary bool) {
+	c.MessagePart(s, data, binary, 0, protocol.MaxCommands+1)
+}
+
+// MessagePart implements session.PartHandler.
+func (c *Commands) MessagePart(s *session.Session, data []byte, binary bool, done, most int) (rest []byte, n int) {
 	if binary != (s.Encoding == session.EncodingProtobuf) {
 		s.Close(session.ReasonUnsupportedData) // RFC 6455, section 7.4.1
-		return
+		return nil, 0
 	}
 	e := encodingOf(s)
-	if protocol.IsPong(data, e) {
+	if done == 0 && protocol.IsPong(data, e) {
 		c.pong(s)
-		return
+		return nil, 1
 	}
-	frame := protocol.NewFrame(data, e)
-	for !s.Closed() {
+	frame := protocol.ContinueFrame(data, e, done)
+	for ; !s.Closed(); n++ {
+		if n == most {
+			return frame.Rest(), n
+		}
 		raw, err := frame.Next()
 		if err == io.EOF {
-			return
+			return nil, n
 		}
 		if err != nil {
 			c.malformed(s, err)
-			return
+			return nil, n
 		}
 		if protocol.IsEmptyCommand(raw, e) {
 			c.pong(s)
@@ -282,6 +291,7 @@ func (c *Commands) Message(s *session.Session, data []byte, binary bool) {
 			c.postpone(s, w, e, raw)
 		}
 	}
+	return nil, n
 }
 
 // Expire implements session.Handler.

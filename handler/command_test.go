@@ -49,6 +49,54 @@ func TestFirstMessageOfAnSDK(t *testing.T) {
 	})
 }
 
+// TestMessageInParts: what a message brings about does not depend on how many of
+// its commands are handled in a turn, also where one of them waits for the pool.
+func TestMessageInParts(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		var commands, want []string
+		for id := 2; id < 60; id++ {
+			switch id % 3 {
+			case 0:
+				commands = append(commands, answer(id, `"rpc":{"method":"echo","data":1}`))
+				want = append(want, answer(id, `"rpc":{"data":1}`))
+			case 1:
+				commands = append(commands, answer(id, `"rpc":{"method":"none"}`))
+				want = append(want, answer(id, errNoMethod))
+			default:
+				commands = append(commands, answer(id, `"unsubscribe":{"channel":"t"}`))
+				want = append(want, answer(id, `"unsubscribe":{}`))
+			}
+		}
+		for _, most := range []int{1, 7, 58, 1000} {
+			t.Run(fmt.Sprint(most), func(t *testing.T) {
+				r := newRig(t)
+				r.c.RegisterExamples()
+				p := r.open(e, nil)
+				p.connect("ann")
+				rest, done, parts := p.message(commands...), 0, 0
+				for {
+					var n int
+					rest, n = r.c.MessagePart(&p.s, rest, e == session.EncodingProtobuf, done, most)
+					done, parts = done+n, parts+1
+					if n > most {
+						t.Fatalf("%d commands at once", n)
+					}
+					if len(rest) == 0 {
+						break
+					}
+					r.loop.turn()
+				}
+				if done != len(commands) || parts != max(1, (len(commands)+most-1)/most) {
+					t.Errorf("%d commands in %d parts", done, parts)
+				}
+				r.loop.until(t, "all replies", func() bool { return len(p.out) == len(want) || p.s.Closed() })
+				p.wants(want...)
+				p.idle()
+			})
+		}
+	})
+}
+
 func TestMessagesOutOfPlace(t *testing.T) {
 	both(t, func(t *testing.T, e session.Encoding) {
 		tests := []struct {

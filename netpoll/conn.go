@@ -97,6 +97,7 @@ func (c *conn) closed() {
 	c.end(session.ReasonPeerGone)
 	c.mode = modeGone
 	l.unschedule(c)
+	l.stats.Timers.Set(int64(l.wheel.count))
 	c.releaseIn()
 	c.unlist()
 	c.releaseOut()

@@ -171,6 +171,7 @@ func (c *conn) inflated(j *inflation) {
 	l.stats.Inflated.Add(1)
 	l.stats.InflatedFrom.Add(uint64(len(j.in) - len(tail)))
 	l.stats.InflatedTo.Add(uint64(len(j.out)))
+	l.share, l.limit = 0, l.fairShare()
 	c.message(j.op, j.out)
 	if r.held != nil && c.mode == modeWebSocket {
 		l.press.resumed, reading = r, true

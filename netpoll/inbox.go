@@ -13,6 +13,10 @@ import (
 // sockets get theirs.
 const turnBudget = 2 * time.Millisecond
 
+// turnItems is how many items one turn takes at the most, however fast they
+// are.
+const turnItems = 4096
+
 // inlineAt is how much may wait in an inbox before the loop sees to it between
 // two sockets. Without that, what one round of sockets posts to its own loop
 // would pile up until the round is over.
@@ -41,6 +45,7 @@ const (
 	itemTask
 	itemClose
 	itemWritable
+	itemLate
 )
 
 // inbox is the one way into a loop: ordered, bounded in bytes, any number of
@@ -131,13 +136,15 @@ func (d drainTask) Run(context.Context) error {
 func (l *loop) turn(woken bool) {
 	in := &l.inbox
 	start := time.Now()
-	for done := 1; ; done++ {
+	done := 0
+	for {
 		if in.at == len(in.current) && !l.refill(woken) {
 			break
 		}
+		done++
 		it := &in.current[in.at]
 		in.at++
-		long := it.kind == itemTask
+		long := it.kind == itemTask || it.kind == itemLate
 		if more := l.run(it); more {
 			again := *it
 			*it = item{}
@@ -153,7 +160,7 @@ func (l *loop) turn(woken bool) {
 		if len(l.dirty) >= flushAt {
 			l.flushDirty()
 		}
-		if (long || done%16 == 0) && time.Since(start) > turnBudget {
+		if done == turnItems || (long || done%16 == 0) && time.Since(start) > turnBudget {
 			if woken {
 				l.server.kicks <- l
 			}
@@ -161,6 +168,7 @@ func (l *loop) turn(woken bool) {
 		}
 	}
 	l.flushDirty()
+	l.stats.MostItems.see(done)
 	l.stats.Turns.Add(1)
 }
 
@@ -212,6 +220,8 @@ func (l *loop) run(it *item) (more bool) {
 		if c := l.at(it.id); c != nil {
 			c.writable()
 		}
+	case itemLate:
+		return l.serveLate()
 	}
 	return false
 }

@@ -55,6 +55,13 @@ type loop struct {
 	// clients are those of the conns that come through a proxy, by slot.
 	clients map[uint32]netip.AddrPort
 	press   press
+	// share is how many frames and commands of one peer have been handled in this
+	// go, of limit. late are the conns whose input is put off, from lateAt on;
+	// serving is the one that is at it.
+	share, limit int
+	late         []session.ID
+	lateAt       int
+	serving      *conn
 	// request is what Check is given, used again for each.
 	request Request
 

@@ -85,6 +85,9 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 	if !c.live() {
 		return m, nil, ErrGone
 	}
+	if c.in != nil && c.in.later != nil && c.in.later.message != nil {
+		return m, nil, ErrNoMove // the rest of a message is no frame any more
+	}
 	state, err := mover.Export(&c.sess)
 	if err != nil {
 		return m, nil, fmt.Errorf("%w: %w", ErrNoMove, err)
@@ -102,6 +105,9 @@ func (c *conn) export() (m Moved, f *os.File, err error) {
 		m.Client = c.client()
 	}
 	if in := c.in; in != nil {
+		if t := in.later; t != nil && t.frames != nil {
+			m.Raw = append([]byte(nil), t.frames.B[t.at:]...)
+		}
 		if in.raw != nil {
 			m.Raw = append([]byte(nil), in.raw.B...)
 		}

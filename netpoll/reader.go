@@ -21,6 +21,7 @@ type inbound struct {
 	op    ws.OpCode                  // of the fragmented message
 	open  bool                       // a message has begun and not ended
 	due   uint32                     // the tick by which it has to be whole; 0 for never
+	later *putOff                    // what is beyond the peer's share of the turn
 	// counted is what of the buffers is in the loop's PartialBytes.
 	counted int
 
@@ -84,6 +85,9 @@ func (c *conn) releaseIn() {
 	}
 	if c.in.job != nil {
 		c.in.job.drop()
+	}
+	if t := c.in.later; t != nil {
+		c.releasePutOff(t)
 	}
 	c.in = nil
 }
@@ -191,13 +195,32 @@ func (c *conn) admit(h header) session.Reason {
 	return session.ReasonNone
 }
 
-// readFrames takes the frames apart that b holds. b is changed: payloads are
-// unmasked in place.
+// readFrames takes the frames apart that b holds, as far as the peer's share of
+// the turn goes. b is changed: payloads are unmasked in place.
 func (c *conn) readFrames(b []byte) {
+	if c.in != nil && c.in.later != nil {
+		c.holdFrames(b)
+		return
+	}
+	l := c.loop
+	l.share, l.limit = 0, l.fairShare()
+	rest := c.takeFrames(b)
+	l.stats.turned(l.share, len(b)-len(rest))
+	if len(rest) > 0 {
+		c.holdFrames(rest)
+	}
+}
+
+// takeFrames returns what is beyond the share.
+func (c *conn) takeFrames(b []byte) (rest []byte) {
+	l := c.loop
 	for len(b) > 0 && c.mode == modeWebSocket {
 		if c.inflating() {
 			c.hold(b)
-			return
+			return nil
+		}
+		if l.share >= l.limit || c.in != nil && c.in.later != nil {
+			return b
 		}
 		if c.in != nil && c.in.raw != nil {
 			b = b[c.fill(b):]
@@ -210,7 +233,7 @@ func (c *conn) readFrames(b []byte) {
 		}
 		if bad != session.ReasonNone {
 			c.fail(bad)
-			return
+			return nil
 		}
 		if !ok || len(b) < h.size+h.length {
 			in := c.inbound()
@@ -220,12 +243,13 @@ func (c *conn) readFrames(b []byte) {
 				in.head, in.total = h, h.size+h.length
 			}
 			c.incomplete()
-			return
+			return nil
 		}
 		payload := b[h.size : h.size+h.length]
 		b = b[h.size+h.length:]
 		c.frame(h, payload)
 	}
+	return nil
 }
 
 // fill adds to the incomplete frame what b holds of it, and handles it when it
@@ -273,6 +297,7 @@ func (c *conn) fill(b []byte) (took int) {
 func (c *conn) frame(h header, payload []byte) {
 	l := c.loop
 	l.stats.FramesIn.Add(1)
+	l.share++
 	if rate := l.server.limits.Load().MessageRate; rate > 0 {
 		l.paces.Rate.Count = rate
 		if !l.paces.Allow(c.id(), l.server.clock()) {
@@ -342,7 +367,10 @@ func (c *conn) message(op ws.OpCode, data []byte) {
 		c.fail(session.ReasonInvalidPayload) // section 8.1
 		return
 	}
-	c.endpoint.Handler.Message(&c.sess, data, op == ws.OpBinary)
+	rest, done := c.part(data, 0, op == ws.OpBinary)
+	if len(rest) > 0 && c.mode == modeWebSocket {
+		c.holdMessage(rest, done, op == ws.OpBinary)
+	}
 }
 
 // peerCloses answers a close frame (section 5.5.1): with its own code where

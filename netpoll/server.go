@@ -81,7 +81,8 @@ type port struct {
 type endpoint struct {
 	Endpoint
 	port    *port
-	pending int // the bound on what waits for a peer
+	parts   session.PartHandler // Handler, where it is one
+	pending int                 // the bound on what waits for a peer
 }
 
 // New makes the server ready to run. It binds nothing: whether the addresses
@@ -109,7 +110,8 @@ func New(o Options) (*Server, error) {
 		p.none = &endpoint{port: p, pending: o.PendingBytes}
 		for _, e := range ln.Endpoints {
 			// A message as large as allowed may be under way to a peer that is not slow.
-			p.endpoints[e.Path] = &endpoint{Endpoint: *e, port: p, pending: max(o.PendingBytes, 2*e.MessageSize)}
+			parts, _ := e.Handler.(session.PartHandler)
+			p.endpoints[e.Path] = &endpoint{Endpoint: *e, port: p, parts: parts, pending: max(o.PendingBytes, 2*e.MessageSize)}
 		}
 		a, err := netip.ParseAddrPort(ln.Addr)
 		if err != nil {

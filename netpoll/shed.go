@@ -44,6 +44,9 @@ func (c *conn) held() int {
 	}
 	if c.in != nil {
 		n += c.in.counted
+		if c.in.later != nil {
+			n += c.in.later.size()
+		}
 		if c.in.job != nil {
 			n += len(c.in.job.in) + c.in.job.waits()
 		}

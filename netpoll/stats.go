@@ -47,6 +47,8 @@ type loopStats struct {
 	Chunks       stats.Gauge // of the table
 	PendingBytes stats.Gauge
 	PartialBytes stats.Gauge // of what has not come whole
+	PutOffBytes  stats.Gauge
+	Timers       stats.Gauge // as of the last tick, or the last end of a conn
 	Accepted     stats.Counter
 	MessagesIn   stats.Counter
 	MessagesOut  stats.Counter
@@ -73,9 +75,13 @@ type loopStats struct {
 	InflatedTo      stats.Counter
 	Bombs           stats.Counter
 
-	Closes   [reasonSlots]stats.Counter
-	Outcomes [outcomeCount]stats.Counter
-	_        stats.Pad
+	PutOffs   stats.Counter
+	MostShare most // frames and commands of one peer in one go
+	MostBytes most // of one peer in one go
+	MostItems most // of the inbox in one turn
+	Closes    [reasonSlots]stats.Counter
+	Outcomes  [outcomeCount]stats.Counter
+	_         stats.Pad
 }
 
 // Stats is what a Server tells of itself. Counters grow from the start of the
@@ -137,6 +143,17 @@ type LoopStats struct {
 	InboxRejected uint64
 	Turns         uint64
 	Panics        uint64
+	// PutOffs counts the times that a peer sent more than its share of a turn, of
+	// which PutOffBytes wait now. MostWork are the most frames and commands, and
+	// MostBytes the most bytes, that were handled of one peer in one go; MostPosts
+	// the most items of the inbox in one turn.
+	PutOffs     uint64
+	PutOffBytes int64
+	MostWork    int64
+	MostBytes   int64
+	MostPosts   int64
+	// Timers are the connections with a deadline.
+	Timers int64
 }
 
 // Open is the number of connections on the loops. Safe from any goroutine.
@@ -182,6 +199,9 @@ func (s *Server) Stats() Stats {
 		out.Loops = append(out.Loops, LoopStats{
 			Open: int(st.Open.Load()), InboxBytes: l.inbox.bytes.Load(), InboxRejected: l.inbox.rejected.Load(),
 			Turns: st.Turns.Load(), Panics: st.Panics.Load(),
+			PutOffs: st.PutOffs.Load(), PutOffBytes: st.PutOffBytes.Load(),
+			MostWork: st.MostShare.n.Load(), MostBytes: st.MostBytes.n.Load(), MostPosts: st.MostItems.n.Load(),
+			Timers: st.Timers.Load(),
 		})
 	})
 	return out

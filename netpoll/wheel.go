@@ -105,6 +105,7 @@ func (t turnWheel) Run() (more bool) {
 		if l.wheel.now >= target {
 			l.storm.tick(l.stats.Accepted.Load(), l.server.opts.Loops)
 			l.press.tick(l.present())
+			l.stats.Timers.Set(int64(l.wheel.count))
 			l.asked.Store(0)
 			return false
 		}

@@ -55,6 +55,15 @@ func NewFrame(message []byte, e Encoding) Frame {
 	return Frame{rest: message, encoding: e}
 }
 
+// ContinueFrame begins to read what Rest has left of a message, count commands
+// of which have been read.
+func ContinueFrame(rest []byte, e Encoding, count int) Frame {
+	return Frame{rest: rest, encoding: e, count: count}
+}
+
+// Rest is what Next has not read yet.
+func (f *Frame) Rest() []byte { return f.rest }
+
 // Next is the next command, still encoded, as a slice of the message. io.EOF
 // comes alone, when none is left; ErrEmpty for a message that held none,
 // ErrTooManyCommands beyond MaxCommands, ErrLength for a wrong prefix.

@@ -115,6 +115,16 @@ func TestFrameErrors(t *testing.T) {
 			if len(got) != tt.count || !errors.Is(err, tt.err) || (tt.err == nil) != (err == nil) {
 				t.Errorf("%d commands and %v, want %d and %v", len(got), err, tt.count, tt.err)
 			}
+			// In parts it is the same message, with the same bounds.
+			n, rest := 0, []byte(tt.msg)
+			for err = nil; err == nil; n++ {
+				f := ContinueFrame(rest, tt.e, n)
+				_, err = f.Next()
+				rest = f.Rest()
+			}
+			if n--; n != tt.count || tt.err != nil && !errors.Is(err, tt.err) || tt.err == nil && err != io.EOF {
+				t.Errorf("in parts: %d commands and %v, want %d and %v", n, err, tt.count, tt.err)
+			}
 		})
 	}
 }

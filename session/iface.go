@@ -16,6 +16,17 @@ type Handler interface {
 	Closed(s *Session, r Reason)
 }
 
+// PartHandler is a Handler that takes long messages in parts, so that no peer
+// keeps a loop to itself.
+type PartHandler interface {
+	// MessagePart takes the place of Message. It handles at most most commands at
+	// the front of data and returns what is left, a slice of data, and how many it
+	// has handled. With what is left it is called again in a later turn, before
+	// anything else that the peer has sent. done is how many of the message's
+	// commands have been handled before.
+	MessagePart(s *Session, data []byte, binary bool, done, most int) (rest []byte, n int)
+}
+
 // Mover is a Handler whose sessions can go to another server and live on
 // there. Its methods run on the loop.
 type Mover interface {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -97,6 +98,10 @@ func repeats(cmd *cobra.Command, args []string) string {
 				for _, value := range s.GetSlice() {
 					line = append(line, "--"+f.Name, shellWord(value))
 				}
+			case f.Value.Type() == "stringToInt":
+				pairs := strings.Split(strings.Trim(value, "[]"), ",")
+				slices.Sort(pairs) // a map's order is another each time
+				line = append(line, "--"+f.Name, strings.Join(pairs, ","))
 			case several:
 				line = append(line, "--"+f.Name, strings.Join(s.GetSlice(), ","))
 			default:
@@ -141,7 +146,8 @@ func benchCommand() *cobra.Command {
 			"  push       publications to single sessions by the server API\n" +
 			"  churn      sessions that come and go, beside others\n" +
 			"  reconnect  all sessions lost at once, and back with the SDKs' backoff\n" +
-			"  mixed      pushes, churn and publications to all together\n\n" +
+			"  mixed      pushes, churn and publications to all together\n" +
+			"  hostile    what sessions feel of hostile peers beside them, as a ratio\n\n" +
 			"With --rate the load is an open loop: messages leave when they are due, and\n" +
 			"latency counts from then. Without, connections wait for their answer (closed).",
 		Example: "  perch bench echo --connections 1000\n" +
@@ -193,6 +199,9 @@ func benchCommand() *cobra.Command {
 	f.DurationVarP(&o.Duration, "duration", "d", 10*time.Second, "of the measured part")
 	f.DurationVar(&o.Warmup, "warmup", 2*time.Second, "before it, not counted; below 0: none")
 	f.DurationVar(&o.Settle, "settle", 3*time.Second, "from the last connect to a reading of the memory")
+	f.StringToIntVar(&o.Hostile, "hostile", nil, "hostile: how many peers of a kind, as kind=n, of "+strings.Join(bench.HostileKinds(), ", ")+" or all (default: 100 of each)")
+	f.IntVar(&o.Flood, "flood", 0, "hostile: frames or commands of a burst, of which each flooder sends one a second (default 512)")
+	f.IntVar(&o.Rounds, "rounds", 0, "hostile: turns without the hostile peers and beside them, which share the duration (default 5)")
 	f.IntVar(&o.Sources, "sources", 0, "source addresses of 127.0.0.0/8 (default: as many as are needed)")
 	f.IntVar(&o.Processes, "processes", 1, "generator processes that share the load")
 	f.IntVar(&o.PID, "pid", 0, "the server's process, to read its memory and CPU")

@@ -121,6 +121,16 @@ type Loop struct {
 	// recovered from.
 	Turns  uint64
 	Panics uint64
+	// PutOffs counts the times that a peer had sent more than its share of a turn;
+	// PutOffBytes of it wait now. MostWork are the most frames and commands, and
+	// MostBytes the most bytes, of one peer in one go; MostPosts the most of the
+	// inbox in one turn.
+	PutOffs     uint64
+	PutOffBytes int64
+	MostWork    int64
+	MostBytes   int64
+	MostPosts   int64
+	Timers      int64 // connections with a deadline
 }
 
 // Pool is the bounded pool of workers.

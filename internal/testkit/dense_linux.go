@@ -31,6 +31,12 @@ type DenseOptions struct {
 	Sources int
 	// FirstSource is the last byte of the first of them; 0 means 1.
 	FirstSource int
+	// Seen, where set, is called with each reply and push of session i. line dies
+	// with the call.
+	Seen func(i int, line []byte)
+	// Frame, where set, is called with each frame of session i that is no ping and
+	// no close. payload dies with the call.
+	Frame func(i int, opcode byte, payload []byte)
 }
 
 // DenseStats count what a Dense saw.
@@ -183,6 +189,30 @@ func (d *Dense) burstNext(i int, c *denseConn) {
 	k := c.sent
 	c.sent++
 	d.send(i, c, OpText, d.burst.message(i, k))
+}
+
+// Send sends one text message on session i, if that is ready.
+func (d *Dense) Send(i int, payload []byte) {
+	if c := &d.conns[i]; c.state == denseReady {
+		d.send(i, c, OpText, payload)
+	}
+}
+
+// SendWire sends bytes as they are on session i, if that is ready.
+func (d *Dense) SendWire(i int, wire []byte) {
+	if c := &d.conns[i]; c.state == denseReady {
+		d.write(i, c, wire)
+	}
+}
+
+// Until answers the server's pings until ok, which is asked after each wait.
+func (d *Dense) Until(ctx context.Context, ok func() bool) error {
+	for !ok() {
+		if err := d.poll(ctx, 10); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close ends every connection and the client. With reset the connections end
@@ -380,6 +410,9 @@ func (d *Dense) ready(c *denseConn) {
 }
 
 func (d *Dense) frame(i int, c *denseConn, opcode byte, payload []byte) {
+	if d.opts.Frame != nil && opcode != OpPing && opcode != OpClose {
+		d.opts.Frame(i, opcode, payload)
+	}
 	switch opcode {
 	case OpPing:
 		d.stats.Pings++
@@ -411,6 +444,7 @@ func (d *Dense) message(i int, c *denseConn, p []byte) {
 	for line := range bytes.SplitSeq(p, []byte("\n")) {
 		switch {
 		case len(line) == 0:
+			continue
 		case bytes.HasPrefix(line, pushPrefix):
 			d.stats.Pushes++
 			// Before the session is ready its own subscriptions may push; only
@@ -425,6 +459,9 @@ func (d *Dense) message(i int, c *denseConn, p []byte) {
 				d.stats.Errors++
 				d.first(string(line))
 			}
+		}
+		if d.opts.Seen != nil {
+			d.opts.Seen(i, line)
 		}
 	}
 	before := c.want
