@@ -71,6 +71,12 @@ func TestCheckGood(t *testing.T) {
 		{"origins", func(o *perch.Options) {
 			o.WebSocket.AllowedOrigins = []string{"*", "https://*.example.com", "http://localhost:3000", "capacitor://localhost"}
 		}},
+		{"a backend", func(o *perch.Options) {
+			o.Backend.Connect, o.Backend.Subscribe, o.Backend.Publish = "https://app.example.com/connect", "http://10.0.0.1:8080", "http://[::1]/x?y"
+			o.Topics.Default.SubscribeProxyEnabled, o.Topics.Default.PublishProxyEnabled = true, true
+			o.Backend.Headers, o.Backend.StaticHeaders = []string{"Cookie", "authorization"}, []string{"X-Env: test"}
+			o.Backend.Retries, o.Backend.BreakerFailures = -1, -1
+		}},
 		{"a path beside ours", func(o *perch.Options) { o.WebSocket.Path = "/v1socket" }},
 	}
 	for _, tt := range tests {
@@ -133,6 +139,27 @@ func TestCheckErrors(t *testing.T) {
 			"websocket.message_size: 100 must be from 1024", "heartbeat.misses: 101 must be from 1 to 100",
 			"limits.connections: -1 ", "limits.http_connections: -1 ", "limits.pending_bytes: 1 ", "limits.inbox_bytes: 1 ",
 			"pool.workers: -5 ", "pool.queue_bytes: 10 ", "pool.session_bytes: 10 ",
+		}},
+		{"backend", func(o *perch.Options) {
+			b := &o.Backend
+			b.Connect, b.RPC, b.Refresh = "app.example.com", "http://user:hunter2@app/", "http://app/"
+			o.Auth.Require = "handshake"
+			b.Headers, b.StaticHeaders, b.Secret = []string{"Host", "a b"}, []string{"X-Key hunter2", "Content-Length: hunter2"}, " hunter2"
+			b.Timeout, b.Connections, b.IdleTimeout, b.Wait = 8*time.Second, -1, -1, 2*time.Minute
+			b.ResponseSize, b.Retries, b.BreakerFailures, b.BreakerOpen = 10, 11, -2, -1
+			o.Topics.Default.SubscribeProxyEnabled = true
+			o.Topics.Namespaces = []topic.NamespaceOptions{{Name: "chat", PublishProxyEnabled: true, SubRefreshProxyEnabled: true}}
+		}, []string{
+			"backend.connect: must be an http or https URL", "backend.rpc: must hold no user and password: put a secret into backend.secret",
+			"backend.connect: is never asked with auth.require: handshake",
+			"backend.headers[0]: Host can't go with calls", `backend.headers[1]: "a b" must be the name of a header`,
+			`backend.static_headers[0]: must be "Name: value"`, "backend.static_headers[1]: Content-Length can't go with calls",
+			"backend.secret: must be printable ASCII",
+			"backend.timeout: 8s must not be above 7.5s: a client waits 10s at the most, and three quarters of limits.connect_timeout (10s)",
+			"backend.connections: -1 ", "backend.idle_timeout: ", "backend.wait: 2m ", "backend.response_size: 10 ", "backend.retries: 11 ",
+			"backend.breaker_failures: -2 ", "backend.breaker_open: ",
+			"topics.default.subscribe_proxy_enabled: needs the URL to ask at: set backend.subscribe",
+			"topics.namespaces[0].sub_refresh_proxy_enabled: needs the URL", "topics.namespaces[0].publish_proxy_enabled: needs the URL",
 		}},
 		{"durations", func(o *perch.Options) {
 			o.Auth.JWKSRefresh, o.Limits.HandshakeTimeout, o.Limits.ConnectTimeout, o.Drain.Budget = time.Millisecond, -1, 2*time.Hour, -time.Second

@@ -190,7 +190,7 @@ func TestEnvironment(t *testing.T) {
 
 func TestSizesAndSecretsAreMarked(t *testing.T) {
 	opts := perch.DefaultOptions()
-	for _, path := range []string{"websocket.message_size", "limits.pending_bytes", "limits.inbox_bytes", "pool.queue_bytes", "pool.session_bytes"} {
+	for _, path := range []string{"websocket.message_size", "limits.pending_bytes", "limits.inbox_bytes", "pool.queue_bytes", "pool.session_bytes", "backend.response_size"} {
 		if _, err := config.Load(&opts, config.Source{Flags: map[string]any{path: "1MiB"}}); err != nil {
 			t.Error(err)
 		}
@@ -200,6 +200,7 @@ func TestSizesAndSecretsAreMarked(t *testing.T) {
 	}
 	for _, text := range []string{
 		"auth: {hmac_secret: s}", "api: {key: s}", "auth: {clients: [{id: a, secret_hash: s}]}",
+		"backend: {secret: s}", `backend: {static_headers: ["Authorization: s"]}`,
 	} {
 		file := filepath.Join(t.TempDir(), "perch.yaml")
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {

@@ -142,6 +142,7 @@ func (r *fileReader) list(n *yaml.Node, k *key, path string) (any, bool) {
 		case item.Kind != yaml.ScalarNode || item.ShortTag() != "!!str":
 			r.fail(item.Line, itemPath, "must be text"+quoteHint(item))
 		default:
+			r.secrets = r.secrets || k.secret && item.Value != ""
 			out = append(out, item.Value)
 		}
 	}
