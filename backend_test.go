@@ -319,15 +319,6 @@ func TestBackendConnect(t *testing.T) {
 		if e := await(t, "disconnected", k.disconnected); e.Code != 4500 || e.Reason != strings.Repeat("é", 61) {
 			t.Errorf("disconnected with %+v", e)
 		}
-		// Past its end already.
-		b.on("connect", says(`{"result":{"user":"u","expire_at":1}}`))
-		k = dial(t, s.url(), centrifuge.Config{})
-		_ = k.Connect()
-		await(t, "connecting", k.connecting)
-		b.mu.Lock()
-		clear(b.asked)
-		b.mu.Unlock()
-		eventually(t, "it asks again", func() bool { return len(b.questions("connect")) > 0 })
 		b.mu.Lock()
 		clear(b.asked)
 		b.mu.Unlock()

@@ -42,7 +42,9 @@ func TestFailures(t *testing.T) {
 		}},
 		{"404", outcomeStatus, http.NotFound},
 		{"201", outcomeStatus, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(201) }},
-		{"redirect", outcomeStatus, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect) }},
+		{"redirect", outcomeStatus, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}},
 		{"no answer", outcomeTimeout, silent},
 		{"half an answer", outcomeTimeout, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, `{"result":`)

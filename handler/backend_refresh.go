@@ -29,7 +29,7 @@ type refreshed struct {
 // askAgain to twice that, so that those who were asked about together are spread.
 const (
 	askAgain  = 30
-	roomAgain = 2 // after a full queue
+	soonAgain = 2 // after a full queue
 )
 
 // asksSubRefresh tells whether the backend decides about the end of subscriptions
@@ -72,7 +72,7 @@ func (c *Commands) askEnd(s *session.Session, name string, m backend.Method, f f
 	loop, id, p := s.Loop(), s.ID(), c.peer(s)
 	if !loop.Reserve(replyRoom) {
 		c.counters.PoolFull.Add(1)
-		c.setEnd(s, name, c.now()+roomAgain+rand.Int64N(roomAgain))
+		c.setEnd(s, name, c.now()+soonAgain+rand.Int64N(soonAgain))
 		return
 	}
 	st := c.at(s)
@@ -99,7 +99,7 @@ func (c *Commands) askEnd(s *session.Session, name string, m backend.Method, f f
 		loop.Release(replyRoom)
 		delete(st.refreshing, refreshed{id, name})
 		c.counters.PoolFull.Add(1)
-		c.setEnd(s, name, c.now()+roomAgain+rand.Int64N(roomAgain))
+		c.setEnd(s, name, c.now()+soonAgain+rand.Int64N(soonAgain))
 	}
 }
 

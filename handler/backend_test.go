@@ -243,7 +243,7 @@ func TestBackendRefreshWithoutRoom(t *testing.T) {
 	again := func(what string) {
 		t.Helper()
 		p.pass(time.Minute)
-		if in := p.expiry - r.now.Unix(); in < roomAgain || in > 2*roomAgain {
+		if in := p.expiry - r.now.Unix(); in < soonAgain || in > 2*soonAgain {
 			t.Errorf("%s: asks again in %d s", what, in)
 		}
 		if b.count("refresh") != 0 || len(r.c.at(&p.s).refreshing) != 0 {
@@ -260,7 +260,7 @@ func TestBackendRefreshWithoutRoom(t *testing.T) {
 		t.Errorf("%d refused, %d bytes taken", n, r.loop.inUse())
 	}
 	r.c.asking[backend.Refresh].bytes = 1 << 20
-	p.pass(2 * roomAgain * time.Second)
+	p.pass(2 * soonAgain * time.Second)
 	p.heard(1)
 	p.wants(`{"push":{"refresh":{}}}`)
 }
