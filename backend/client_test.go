@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -373,6 +374,24 @@ func TestHeaders(t *testing.T) {
 		}
 		if !maps.EqualFunc(h, want, func(a, b []string) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
 			t.Errorf("got %v, want %v", h, want)
+		}
+	}
+}
+
+func BenchmarkCall(b *testing.B) {
+	srv := httptest.NewServer(says(`{"result":{"data":{"sum":3}}}`))
+	defer srv.Close()
+	var o Options
+	o.URLs[RPC] = srv.URL
+	c, err := New(o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := c.rpc(b.Context()); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
