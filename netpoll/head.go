@@ -152,21 +152,6 @@ func parseHead(b []byte) (h head, err error) {
 	}
 }
 
-// eachField calls f with each header of a head that parseHead has taken.
-func eachField(head string, f func(name, value string)) {
-	for strings.HasPrefix(head, "\r\n") {
-		head = head[2:]
-	}
-	_, head, _ = strings.Cut(head, "\r\n") // the request line
-	for line := range strings.SplitSeq(head, "\r\n") {
-		if line == "" {
-			return
-		}
-		name, value, _ := strings.Cut(line, ":")
-		f(name, strings.Trim(value, " \t"))
-	}
-}
-
 // validHost tells whether b can be a Host: uri-host, with an optional port (RFC
 // 9110, section 7.2). It looks at the bytes, as net/http does.
 func validHost(b []byte) bool {

@@ -99,6 +99,11 @@ func compare(t *testing.T, b []byte, outcome string) {
 			t.Fatalf("net/http finds %d %s, not %d: %q", got, name, count, b[:n])
 		}
 	}
+	all := make(textproto.MIMEHeader)
+	eachField(string(b[:n]), func(name, value string) { all.Add(name, value) })
+	if len(all) != len(fields) || !reflect.DeepEqual(all, fields) && len(fields) > 0 {
+		t.Fatalf("net/http reads the fields %q, not %q", fields, all)
+	}
 	for name, value := range map[string][]byte{"Host": h.host, "Origin": h.origin, "Authorization": h.authorization, "User-Agent": h.agent} {
 		if all := fields[name]; len(all) > 0 && all[len(all)-1] != string(value) {
 			t.Fatalf("net/http reads %s: %q, not %q", name, all[len(all)-1], value)
@@ -106,11 +111,6 @@ func compare(t *testing.T, b []byte, outcome string) {
 	}
 	if got, want := string(h.protocols), strings.Join(fields["Sec-Websocket-Protocol"], ", "); got != want {
 		t.Fatalf("net/http reads protocols %q, not %q", want, got)
-	}
-	all := make(textproto.MIMEHeader)
-	eachField(string(b[:n]), func(name, value string) { all.Add(name, value) })
-	if len(all) != len(fields) || !reflect.DeepEqual(all, fields) && len(fields) > 0 {
-		t.Fatalf("net/http reads the fields %q, not %q", fields, all)
 	}
 	if path, query := h.path(); outcome == "101" && (theirs.URL.Path != path || theirs.URL.RawQuery != query) {
 		t.Fatalf("net/http reads path %q and query %q, not %q and %q", theirs.URL.Path, theirs.URL.RawQuery, path, query)
