@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	pb "github.com/centrifugal/protocol"
 
@@ -21,11 +22,26 @@ import (
 // of the pool, so that one whose answers don't come holds up neither the others
 // nor what needs no backend. Later commands of the session wait for the answer.
 
+// BackendOptions say what is asked.
+type BackendOptions struct {
+	// Client is asked for what it serves; nil: nothing is asked.
+	Client *backend.Client
+	// Timeout bounds a call, from the command that needs it to the answer; 0 means
+	// Options.CallTimeout.
+	Timeout time.Duration
+}
+
+// askingLanes are those of the methods that are asked.
+type askingLanes [backend.MethodCount]*lane
+
 // openBackend makes the lanes.
 func (c *Commands) openBackend() {
+	if c.opts.Backend.Timeout == 0 {
+		c.opts.Backend.Timeout = c.opts.CallTimeout
+	}
 	var served []backend.Method
 	for m := range backend.MethodCount {
-		if c.opts.Backend.Serves(m) {
+		if c.opts.Backend.Client.Serves(m) {
 			served = append(served, m)
 		}
 	}
@@ -42,7 +58,7 @@ func (c *Commands) asks(m backend.Method) bool { return c.asking[m] != nil }
 func (c *Commands) ask(s *session.Session, id uint32, m backend.Method, size int, f func(ctx context.Context, p *backend.Peer) (done, error)) bool {
 	p := c.peer(s)
 	size += len(p.Headers) + len(p.Meta)
-	return c.start(s, call{id: id, method: m.String(), lane: c.asking[m], size: size, time: c.opts.BackendTimeout}, func(ctx context.Context) (done, error) {
+	return c.start(s, call{id: id, method: m.String(), lane: c.asking[m], size: size, time: c.opts.Backend.Timeout}, func(ctx context.Context) (done, error) {
 		d, err := f(ctx, p)
 		if err == nil {
 			return d, nil
@@ -105,7 +121,7 @@ func (c *Commands) askConnect(s *session.Session, id uint32, req *pb.ConnectRequ
 	q := &backend.ConnectRequest{Data: req.Data, Name: req.Name, Version: req.Version, Channels: slices.Collect(maps.Keys(req.Subs))}
 	s.State = session.StateVerifying
 	taken := c.ask(s, id, backend.Connect, len(q.Data), func(ctx context.Context, p *backend.Peer) (done, error) {
-		r, err := c.opts.Backend.Connect(ctx, p, q)
+		r, err := c.opts.Backend.Client.Connect(ctx, p, q)
 		if err != nil {
 			return done{}, err
 		}
@@ -154,7 +170,7 @@ func (c *Commands) asksSubscribe(s *session.Session, ns *topic.Namespace, name s
 func (c *Commands) askSubscribe(s *session.Session, w wish) {
 	q := &backend.SubscribeRequest{Channel: w.name, Data: w.request.Data}
 	c.ask(s, w.id, backend.Subscribe, len(q.Channel)+len(q.Data), func(ctx context.Context, p *backend.Peer) (done, error) {
-		r, err := c.opts.Backend.Subscribe(ctx, p, q)
+		r, err := c.opts.Backend.Client.Subscribe(ctx, p, q)
 		if err != nil {
 			return done{}, err
 		}
@@ -167,7 +183,7 @@ func (c *Commands) askSubscribe(s *session.Session, w wish) {
 func (c *Commands) askPublish(s *session.Session, id uint32, ns *topic.Namespace, req *pb.PublishRequest) {
 	q := &backend.PublishRequest{Channel: req.Channel, Data: req.Data}
 	c.ask(s, id, backend.Publish, len(q.Channel)+len(q.Data), func(ctx context.Context, p *backend.Peer) (done, error) {
-		r, err := c.opts.Backend.Publish(ctx, p, q)
+		r, err := c.opts.Backend.Client.Publish(ctx, p, q)
 		if err != nil {
 			return done{}, err
 		}
@@ -191,7 +207,7 @@ func (c *Commands) askPublish(s *session.Session, id uint32, ns *topic.Namespace
 func (c *Commands) askRPC(s *session.Session, id uint32, req *pb.RPCRequest) {
 	q := &backend.RPCRequest{Method: req.Method, Data: req.Data}
 	c.ask(s, id, backend.RPC, len(q.Method)+len(q.Data), func(ctx context.Context, p *backend.Peer) (done, error) {
-		r, err := c.opts.Backend.RPC(ctx, p, q)
+		r, err := c.opts.Backend.Client.RPC(ctx, p, q)
 		if err != nil {
 			return done{}, err
 		}

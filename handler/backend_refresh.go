@@ -55,14 +55,14 @@ func (c *Commands) forget(s *session.Session) {
 // askRefresh asks about a session.
 func (c *Commands) askRefresh(s *session.Session) {
 	c.askEnd(s, "", backend.Refresh, func(ctx context.Context, p *backend.Peer) (*backend.RefreshResult, error) {
-		return c.opts.Backend.Refresh(ctx, p)
+		return c.opts.Backend.Client.Refresh(ctx, p)
 	})
 }
 
 // askSubRefresh asks about a subscription.
 func (c *Commands) askSubRefresh(s *session.Session, name string) {
 	c.askEnd(s, name, backend.SubRefresh, func(ctx context.Context, p *backend.Peer) (*backend.RefreshResult, error) {
-		return c.opts.Backend.SubRefresh(ctx, p, name)
+		return c.opts.Backend.Client.SubRefresh(ctx, p, name)
 	})
 }
 

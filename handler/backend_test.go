@@ -86,7 +86,7 @@ func newBackend(t *testing.T, methods []backend.Method, change ...func(*rigOptio
 		b.CloseClientConnections()
 		b.Close()
 	})
-	change = append([]func(*rigOptions){func(o *rigOptions) { o.Backend = client }, namespaces(topic.NamespaceOptions{
+	change = append([]func(*rigOptions){func(o *rigOptions) { o.Backend.Client = client }, namespaces(topic.NamespaceOptions{
 		Name: "asked", SubscribeProxyEnabled: true, PublishProxyEnabled: true, SubRefreshProxyEnabled: true,
 	})}, change...)
 	return newRig(t, change...), b
@@ -396,7 +396,7 @@ func TestBackendKeepsHeaders(t *testing.T) {
 // TestBackendGone: a session that ends ends its call at the backend, and a call
 // that never got a worker is answered in its time.
 func TestBackendGone(t *testing.T) {
-	r, b := newBackend(t, methods(backend.RPC, backend.Connect), func(o *rigOptions) { o.BackendTimeout = 200 * time.Millisecond })
+	r, b := newBackend(t, methods(backend.RPC, backend.Connect), func(o *rigOptions) { o.Backend.Timeout = 200 * time.Millisecond })
 	b.say("rpc", "hang")
 	p := r.user(session.EncodingJSON, "ann")
 	p.send(`{"id":2,"rpc":{"method":"m"}}`)

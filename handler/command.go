@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"perch/auth"
-	"perch/backend"
 	"perch/protocol"
 	"perch/session"
 	"perch/topic"
@@ -96,11 +95,7 @@ type Options struct {
 	// CallTimeout bounds a call of a registered method, from its arrival; 0 means
 	// 10 s.
 	CallTimeout time.Duration
-	// Backend is asked for what it serves; nil: nothing is asked.
-	Backend *backend.Client
-	// BackendTimeout bounds a call of the backend's, from the command that needs it
-	// to the answer; 0 means CallTimeout.
-	BackendTimeout time.Duration
+	Backend     BackendOptions
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -129,7 +124,7 @@ type Commands struct {
 	stop context.CancelFunc
 
 	// asking are the lanes of the backend's methods; nil: it is not asked.
-	asking  [backend.MethodCount]*lane
+	asking  askingLanes
 	methods atomic.Pointer[map[string]*method]
 	send    atomic.Pointer[sender]
 
@@ -191,11 +186,8 @@ func New(o Options) (*Commands, error) {
 		o.Now = time.Now
 	}
 	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool}
-	if o.BackendTimeout == 0 {
-		c.opts.BackendTimeout = o.CallTimeout
-	}
-	c.openBackend()
 	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.openBackend()
 	return c, nil
 }
 
