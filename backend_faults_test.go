@@ -18,9 +18,9 @@ import (
 	"perch/internal/testkit"
 )
 
-// metric is the value of a metric, with its labels as the page writes them; 0
+// scraped is the value of a metric, with its labels as the page writes them; 0
 // where it is not on the page.
-func (s *server) metric(t testing.TB, name string) string {
+func (s *server) scraped(t testing.TB, name string) string {
 	t.Helper()
 	_, page := get(t, "http://"+s.admin+"/metrics")
 	for line := range strings.Lines(page) {
@@ -33,7 +33,7 @@ func (s *server) metric(t testing.TB, name string) string {
 
 func (s *server) wantMetric(t testing.TB, name, want string) {
 	t.Helper()
-	if got := s.metric(t, name); got != want {
+	if got := s.scraped(t, name); got != want {
 		t.Errorf("%s is %s, want %s", name, got, want)
 	}
 }
@@ -170,7 +170,7 @@ func TestBackendFlaps(t *testing.T) {
 			if err == nil {
 				t.Error("answered")
 			}
-			return s.metric(t, `perch_backend_breaker{method="rpc"}`) != "0"
+			return s.scraped(t, `perch_backend_breaker{method="rpc"}`) != "0"
 		})
 		b.on("rpc", good)
 		eventually(t, "calls are answered again", func() bool {
@@ -241,7 +241,7 @@ func TestBackendStuck(t *testing.T) {
 	if n := failed.Load(); n != 0 {
 		t.Errorf("%d calls have ended", n)
 	}
-	if n := s.metric(t, `perch_closes_total{reason="no_pong"}`); n != "0" {
+	if n := s.scraped(t, `perch_closes_total{reason="no_pong"}`); n != "0" {
 		t.Errorf("%s sessions were lost", n)
 	}
 	// A stop waits for none of them.
