@@ -3,14 +3,11 @@ package perch_test
 import (
 	"bytes"
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,11 +22,7 @@ import (
 // TestMain fails the run when a server or a client of the tests leaves a
 // goroutine behind.
 func TestMain(m *testing.M) {
-	// Parallel tests mostly wait: for pieces to be read apart, for timeouts.
-	flag.Parse()
-	if p := flag.Lookup("test.parallel"); p.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
-		_ = p.Value.Set("16")
-	}
+	waitTogether()
 	code := m.Run()
 	if err := testkit.RemoveExecutables(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

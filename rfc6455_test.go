@@ -2,9 +2,12 @@ package perch_test
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,8 +96,6 @@ var (
 	attempted atomic.Int64
 )
 
-func (c wireCase) run(t *testing.T, addr, path string) { c.runOn(t, addr, dialect{path: path}) }
-
 // runOn holds the case in every way, many at a time. One failure says it: every
 // other cut would repeat it.
 func (c wireCase) runOn(t *testing.T, addr string, d dialect) {
@@ -102,6 +103,15 @@ func (c wireCase) runOn(t *testing.T, addr string, d dialect) {
 		t.Parallel()
 		hold(t, c.ways(d), func(at ...int) error { return c.attempt(addr, d, at...) })
 	})
+}
+
+// waitTogether lets more parallel tests run at a time than there are
+// processors, where nobody has asked for another number: they mostly wait.
+func waitTogether() {
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		_ = p.Value.Set("16")
+	}
 }
 
 // hold makes an attempt in each way: first the first, then the others, many at
