@@ -197,61 +197,56 @@ func TestRFC6455Handshake(t *testing.T) {
 			if got := statusOf(t, s.public, strings.Replace(c.head, "/echo", "/connection/websocket", 1)); got != c.status && c.section != "limits" {
 				t.Errorf("/connection/websocket: got %d, want %d", got, c.status)
 			}
-			attemptHandshake(t, s.public, c.head, c.status, "whole", (*testkit.Conn).Send)
-			if len(c.head) > 1<<10 || t.Failed() {
-				return
+			ways := []way{{name: "whole"}}
+			if len(c.head) <= 1<<10 {
+				ways = append(ways, eachByte(len(c.head)))
+				for at := 1; at < len(c.head); at += 1 + len(c.head)/40 {
+					ways = append(ways, way{fmt.Sprintf("cut at %d", at), []int{at}})
+				}
 			}
-			attemptHandshake(t, s.public, c.head, c.status, "byte by byte", (*testkit.Conn).SendEach)
-			for at := 1; at < len(c.head) && !t.Failed(); at += 1 + len(c.head)/40 {
-				attemptHandshake(t, s.public, c.head, c.status, fmt.Sprintf("cut at %d", at), func(w *testkit.Conn, p []byte) error {
-					return w.SendCut(p, at)
-				})
-			}
+			hold(t, ways, func(at ...int) error { return attemptHandshake(s.public, c.head, c.status, at...) })
 		})
 	}
 }
 
-func attemptHandshake(t *testing.T, addr, head string, status int, how string, send func(*testkit.Conn, []byte) error) {
-	t.Helper()
+func attemptHandshake(addr, head string, status int, at ...int) error {
 	w, err := testkit.Dial(addr)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer w.Reset()
 	sent := make(chan error, 1)
-	go func() { sent <- send(w, []byte(head)) }()
+	go func() { sent <- w.SendCut([]byte(head), at...) }()
 	method, _, _ := strings.Cut(head, " ")
 	resp, err := w.Response(method)
 	if err != nil {
-		t.Errorf("%s: no answer: %v", how, err)
-		return
+		return fmt.Errorf("no answer: %w", err)
 	}
-	if resp.StatusCode != status {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		t.Errorf("%s: got %s %q, want %v", how, resp.Status, body, status)
-		return
-	}
-	if resp.StatusCode == http.StatusUpgradeRequired && resp.Header.Get("Sec-WebSocket-Version") != "13" {
-		t.Errorf("%s: 426 without Sec-WebSocket-Version: 13: %v", how, resp.Header)
-	}
+	body := ""
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-			t.Errorf("%s: body: %v", how, err)
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return fmt.Errorf("body: %w", err)
 		}
-		return
+		body = string(b)
+	}
+	switch {
+	case resp.StatusCode != status:
+		return fmt.Errorf("got %s %q, want %d", resp.Status, body, status)
+	case status == http.StatusUpgradeRequired && resp.Header.Get("Sec-WebSocket-Version") != "13":
+		return fmt.Errorf("426 without Sec-WebSocket-Version: 13: %v", resp.Header)
+	case status != http.StatusSwitchingProtocols:
+		return nil
+	case resp.Header.Get("Sec-WebSocket-Accept") != testkit.Accept:
+		return fmt.Errorf("Sec-WebSocket-Accept is %q, want %q", resp.Header.Get("Sec-WebSocket-Accept"), testkit.Accept)
 	}
 	if err := <-sent; err != nil {
-		t.Errorf("%s: %v", how, err)
-	}
-	if got := resp.Header.Get("Sec-WebSocket-Accept"); got != testkit.Accept {
-		t.Errorf("%s: Sec-WebSocket-Accept is %q, want %q", how, got, testkit.Accept)
+		return err
 	}
 	if err := w.SendFrames(testkit.Text("x")); err != nil {
-		t.Errorf("%s: %v", how, err)
+		return err
 	}
-	if err := gotText("x").check(w); err != nil {
-		t.Errorf("%s: %v", how, err)
-	}
+	return gotText("x").check(w)
 }
 
 // TestRFC6455Keys: section 4.2.2, the accept value is that of each key.

@@ -24,6 +24,7 @@ import (
 // TestMain fails the run when a server or a client of the tests leaves a
 // goroutine behind.
 func TestMain(m *testing.M) {
+	waitTogether()
 	code := m.Run()
 	if err := testkit.RemoveExecutables(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

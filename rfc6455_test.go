@@ -2,11 +2,15 @@ package perch_test
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -57,58 +61,86 @@ type way struct {
 	at   []int
 }
 
-func (c wireCase) ways() []way {
+func (c wireCase) ways(d dialect) []way {
+	// The reader is the same at all endpoints, so each cut of what is longer is
+	// made at one of them.
+	upTo := cutsUpTo
+	if d.begin != nil {
+		upTo /= 2
+	}
 	ways := []way{{"whole", nil}}
 	if len(c.send) <= eachUpTo {
-		each := way{name: "byte by byte"}
-		for i := range c.send {
-			each.at = append(each.at, i+1)
-		}
-		ways = append(ways, each)
+		ways = append(ways, eachByte(len(c.send)))
 	}
 	for i := 1; i < len(c.send); i++ {
-		if len(c.send) <= cutsUpTo || i <= 14 || i == len(c.send)-1 {
+		if len(c.send) <= upTo || i <= 14 || i == len(c.send)-1 {
 			ways = append(ways, way{fmt.Sprintf("cut at %d", i), []int{i}})
 		}
 	}
 	return ways
 }
 
+// eachByte cuts n bytes into single ones.
+func eachByte(n int) way {
+	w := way{name: "byte by byte"}
+	for i := range n {
+		w.at = append(w.at, i+1)
+	}
+	return w
+}
+
 // attempts bounds the connections that the suite has open at a time. It mostly
 // waits: for pieces to be read apart, and for answers.
-var attempts = make(chan struct{}, 64)
-
-func (c wireCase) run(t *testing.T, addr, path string) { c.runOn(t, addr, dialect{path: path}) }
+var (
+	attempts  = make(chan struct{}, 64)
+	attempted atomic.Int64
+)
 
 // runOn holds the case in every way, many at a time. One failure says it: every
 // other cut would repeat it.
 func (c wireCase) runOn(t *testing.T, addr string, d dialect) {
 	t.Run(c.section+"/"+c.name, func(t *testing.T) {
 		t.Parallel()
-		ways := c.ways()
-		if err := c.attempt(addr, d, ways[0].at...); err != nil {
-			t.Fatalf("%s: %v", ways[0].name, err)
-		}
-		errs := make([]error, len(ways))
-		var wg sync.WaitGroup
-		for i, w := range ways[1:] {
-			attempts <- struct{}{}
-			wg.Go(func() {
-				defer func() { <-attempts }()
-				errs[i] = c.attempt(addr, d, w.at...)
-			})
-		}
-		wg.Wait()
-		for i, err := range errs {
-			if err != nil {
-				t.Fatalf("%s: %v", ways[i+1].name, err)
-			}
-		}
+		hold(t, c.ways(d), func(at ...int) error { return c.attempt(addr, d, at...) })
 	})
+}
+
+// waitTogether lets more parallel tests run at a time than there are
+// processors, where nobody has asked for another number: they mostly wait.
+func waitTogether() {
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		_ = p.Value.Set("16")
+	}
+}
+
+// hold makes an attempt in each way: first the first, then the others, many at
+// a time.
+func hold(t *testing.T, ways []way, attempt func(at ...int) error) {
+	t.Helper()
+	if err := attempt(ways[0].at...); err != nil {
+		t.Fatalf("%s: %v", ways[0].name, err)
+	}
+	errs := make([]error, len(ways))
+	var wg sync.WaitGroup
+	for i, w := range ways[1:] {
+		attempts <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-attempts }()
+			errs[i] = attempt(w.at...)
+		})
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			t.Fatalf("%s: %v", ways[i+1].name, err)
+		}
+	}
 }
 
 // attempt holds the case once, on a connection of its own.
 func (c wireCase) attempt(addr string, d dialect, at ...int) error {
+	attempted.Add(1)
 	w, err := d.open(addr)
 	if err != nil {
 		return err
@@ -229,7 +261,7 @@ func TestRFC6455Frames(t *testing.T) {
 			total += len(cases)
 		})
 	}
-	t.Logf("%d cases", total)
+	t.Logf("%d cases, %d connections", total, attempted.Load())
 	// Each of them has been told its end, and nothing of any is left.
 	eventually(t, "all connections are gone", func() bool {
 		_, page := get(t, "http://"+s.admin+"/metrics")

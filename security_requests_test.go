@@ -126,7 +126,7 @@ func TestSecuritySmuggling(t *testing.T) {
 		{"7.1.1", "a bare LF in a chunk's extension", token("0;x\ny\r\n\r\n" + hidden), 400, 400},
 		{"7.1", "chunks, and a request behind them", post(chunks, "Transfer-Encoding: chunked"), 404, 404},
 
-		{"6455 4.1", "an upgrade with a length", upgrade(hidden, length), 400, 400},
+		{"6455 4.1", "an upgrade with a length", upgrade(chunks, length), 400, 400},
 		{"6455 4.1", "an upgrade with chunks", upgrade(chunks, "Transfer-Encoding: chunked"), 400, 400},
 		{"6455 4.1", "an upgrade with both", upgrade(chunks, "Transfer-Encoding: chunked", length), 400, 400},
 		{"6455 4.1", "an upgrade that is none, and a request behind it", strings.Replace(upgrade(hidden), "Version: 13", "Version: 12", 1), 426, 426},

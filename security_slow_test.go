@@ -19,7 +19,10 @@ const slowTimeout = 400 * time.Millisecond
 // TestSecuritySlow: a peer that takes its time over HTTP, in whatever way, is
 // closed, gives its place back, and keeps nobody else waiting meanwhile.
 func TestSecuritySlow(t *testing.T) {
-	const places = 20
+	const (
+		places = 256
+		each   = 10 // peers of each kind, all at once
+	)
 	s := start(t, func(o *perch.Options) {
 		o.Demo, o.Echo = true, true
 		o.Limits.HTTPConnections = places
@@ -39,6 +42,7 @@ func TestSecuritySlow(t *testing.T) {
 		}
 		return "none"
 	}
+	var wg sync.WaitGroup
 	for _, c := range []struct {
 		name string
 		// page: the client fetches a page first, so that net/http has the connection.
@@ -67,36 +71,33 @@ func TestSecuritySlow(t *testing.T) {
 		{"a body that nobody reads", false, testkit.HeadOf("POST /nowhere HTTP/1.1", host, "Content-Length: 200000"), strings.Repeat("b", 4000), 404},
 		{"a later body that drips", true, post("Content-Length: 4000"), "grant_type=" + strings.Repeat("x", 3900), 400},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			var wg sync.WaitGroup
-			for range places / 2 {
-				wg.Go(func() {
-					if err := slowPeer(s.public, map[bool]string{true: page}[c.page], c.send, c.drip, c.status); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			// Meanwhile others are served, over HTTP and as WebSockets.
-			for range 5 {
-				if got := statusOf(t, s.public, page); got != http.StatusOK {
-					t.Errorf("meanwhile: %d", got)
+		for range each {
+			wg.Go(func() {
+				if err := slowPeer(s.public, map[bool]string{true: page}[c.page], c.send, c.drip, c.status); err != nil {
+					t.Errorf("%s: %v", c.name, err)
 				}
-				w, err := testkit.Open(s.public, "/echo")
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := w.SendFrames(testkit.Text("x")); err != nil {
-					t.Error(err)
-				}
-				if err := gotText("x").check(w); err != nil {
-					t.Error(err)
-				}
-				w.Reset()
-			}
-			wg.Wait()
-			eventually(t, "every place is free again", func() bool { return held() == "0" })
-		})
+			})
+		}
 	}
+	// Meanwhile others are served, over HTTP and as WebSockets.
+	for range 10 {
+		if got := statusOf(t, s.public, page); got != http.StatusOK {
+			t.Errorf("meanwhile: %d", got)
+		}
+		w, err := testkit.Open(s.public, "/echo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.SendFrames(testkit.Text("x")); err != nil {
+			t.Error(err)
+		}
+		if err := gotText("x").check(w); err != nil {
+			t.Error(err)
+		}
+		w.Reset()
+	}
+	wg.Wait()
+	eventually(t, "every place is free again", func() bool { return held() == "0" })
 	t.Run("more of them than places", func(t *testing.T) {
 		var slow []*testkit.Conn
 		for range places {
@@ -125,8 +126,7 @@ func TestSecuritySlow(t *testing.T) {
 		}
 	})
 	t.Run("an answer that nobody takes", func(t *testing.T) {
-		var wg sync.WaitGroup
-		for range places / 2 {
+		for range each {
 			wg.Go(func() {
 				if err := greedyPeer(s.public, page); err != nil {
 					t.Error(err)
