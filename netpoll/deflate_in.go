@@ -63,7 +63,8 @@ func (c *conn) inflate(op ws.OpCode, payload []byte) {
 	l := c.loop
 	j := &inflation{id: c.id(), op: op, limit: c.endpoint.MessageSize}
 	j.in = append(append(make([]byte, 0, len(payload)+len(tail)), payload...), tail...)
-	j.loop, j.size, j.since, j.patience = l, session.PostOverhead+len(j.in), l.present(), inflatePatience
+	j.loop, j.size, j.most = l, session.PostOverhead+len(j.in), l.server.deflater.limit
+	j.since, j.patience = l.present(), inflatePatience
 	if !l.server.deflater.put(j) {
 		c.tryLater()
 		return

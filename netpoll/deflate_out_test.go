@@ -318,9 +318,10 @@ func TestDeflateFullInbox(t *testing.T) {
 	d.loop.Release(900)
 }
 
-// The queue is bounded in bytes; one message of any size goes in.
+// The queue is bounded in bytes, and what goes to peers leaves half of it to what
+// comes from them.
 func TestDeflateQueueBound(t *testing.T) {
-	d := newDeflateRig(t, nil)
+	d := newDeflateRig(t, func(o *Options) { o.Listeners[0].Endpoints[0].MessageSize = 1 << 20 })
 	p := make([]*peer, 100)
 	for i := range p {
 		p[i] = d.deflating()
@@ -328,12 +329,27 @@ func TestDeflateQueueBound(t *testing.T) {
 	big := words(200_000, 1)
 	for i := range p {
 		d.post(func() { p[i].sess().Write([]byte(big[i:])) })
-		if n := d.server.deflater.queued(); n > deflateQueue {
+		if n := d.server.deflater.queued(); n > deflateQueue/2 {
 			t.Fatalf("%d bytes are queued", n)
 		}
 	}
 	if d.server.Stats().Deflate.DeflateRefused == 0 {
 		t.Fatal("everything was queued")
+	}
+	ended := 0
+	for i := range 100 {
+		q := d.deflating()
+		q.feed(compressed(ws.OpBinary, true, noise(100_000, uint64(i))))
+		if n := d.server.deflater.queued(); n > deflateQueue {
+			t.Fatalf("%d bytes are queued", n)
+		}
+		if q.c.mode != modeWebSocket {
+			ended++
+		}
+		q.end()
+	}
+	if ended < 40 || ended > 70 {
+		t.Errorf("%d of 100 messages found no room", ended)
 	}
 	got := make([][]byte, len(p))
 	settled := false
