@@ -3,6 +3,7 @@ package netpoll
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -113,6 +114,8 @@ type deflater struct {
 	bytes   int
 	runners int
 	idle    []*tools // at most workers
+
+	told atomic.Int64 // when refused messages were logged last, in Unix nanoseconds
 }
 
 func newDeflater(s *Server, o Deflate, processors int) *deflater {
@@ -228,6 +231,15 @@ func (d *deflater) do(e errand, t *tools) {
 		}
 	}()
 	e.work(t)
+}
+
+// tellRefused logs that messages of peers find no room, now and then.
+func (d *deflater) tellRefused() {
+	now, last := time.Now().UnixNano(), d.told.Load()
+	if now-last >= int64(tellEvery) && d.told.CompareAndSwap(last, now) {
+		d.server.log.Warn("compressed messages are refused: the pool can't keep up; give it more workers and processors, or turn compression off",
+			slog.Int("queued", d.queued()))
+	}
 }
 
 // queued is how many bytes wait for a runner.

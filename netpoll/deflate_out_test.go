@@ -51,7 +51,7 @@ func TestDeflated(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d.post(tt.do)
 			d.settle()
-			if got := strings.Join(reads(t, p.drain2(d)), " "); got != tt.want {
+			if got := strings.Join(reads(t, p.readAll(d)), " "); got != tt.want {
 				t.Errorf("read %.200q, want %.200q", got, tt.want)
 			}
 			d.held(p.c)
@@ -390,14 +390,14 @@ func TestDeflateLineBound(t *testing.T) {
 	if n := len(want) * 10_000; n < lineBytes || n > lineBytes+20_000 {
 		t.Errorf("%d bytes stood in line", n)
 	}
-	got = append(got, p.drain2(d)...)
+	got = append(got, p.readAll(d)...)
 	if r := reads(t, got); !slices.Equal(r, want) {
 		t.Errorf("read %d messages, want %d", len(r), len(want))
 	}
 }
 
-// drain2 reads until all has been sent.
-func (p *peer) drain2(d *deflateRig) (got []byte) {
+// readAll reads until all has been sent.
+func (p *peer) readAll(d *deflateRig) (got []byte) {
 	for range 10_000 {
 		got = append(got, p.take()...)
 		if p.c.out == nil || p.gone() {
@@ -570,7 +570,7 @@ func TestDeflateRandom(t *testing.T) {
 			d.workers.full = false
 			d.settle()
 			for i, s := range sides {
-				s.got = append(s.got, s.drain2(d)...)
+				s.got = append(s.got, s.readAll(d)...)
 				got := reads(t, s.got)
 				for j := range got {
 					got[j] = got[j][2:]
