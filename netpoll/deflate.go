@@ -3,6 +3,7 @@ package netpoll
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,8 +41,9 @@ type Deflate struct {
 const (
 	defaultThreshold = 256
 	maxDeflaters     = 4
-	// deflateQueue bounds the bytes that wait for a runner. One job of any size may
-	// wait.
+	// deflateQueue bounds the bytes that wait for a runner, unless two messages as
+	// large as allowed need more. Half of it is for messages of peers alone: what goes
+	// to peers can leave as it is, what comes from them can't be left out.
 	deflateQueue = 8 << 20
 	// runFor is how long a runner keeps its worker while others wait for one.
 	runFor = 5 * time.Millisecond
@@ -78,6 +80,7 @@ type errand interface {
 // order is an errand's place in the queue.
 type order struct {
 	loop     *loop
+	most     int // bytes that the queue may have with it
 	size     int // in the queue, and reserved in the loop's inbox
 	room     int // reserved beside, by the runner
 	state    atomic.Int32
@@ -103,6 +106,7 @@ type deflater struct {
 	submit    func(int, func()) bool
 	threshold int
 	workers   int
+	limit     int // of bytes
 
 	mu      sync.Mutex
 	queue   []errand
@@ -110,13 +114,20 @@ type deflater struct {
 	bytes   int
 	runners int
 	idle    []*tools // at most workers
+
+	told atomic.Int64 // when refused messages were logged last, in Unix nanoseconds
 }
 
 func newDeflater(s *Server, o Deflate, processors int) *deflater {
 	if o.Submit == nil {
 		return nil
 	}
-	d := &deflater{server: s, submit: o.Submit, threshold: o.Threshold, workers: o.Workers}
+	d := &deflater{server: s, submit: o.Submit, threshold: o.Threshold, workers: o.Workers, limit: deflateQueue}
+	for _, p := range s.ports {
+		for _, e := range p.endpoints {
+			d.limit = max(d.limit, 2*packedMost(e.MessageSize))
+		}
+	}
 	if d.threshold <= 0 {
 		d.threshold = defaultThreshold
 	}
@@ -133,7 +144,7 @@ func (d *deflater) put(e errand) bool {
 	if !o.loop.Reserve(o.size) {
 		return false
 	}
-	if !d.enqueue(e, o.size) {
+	if !d.enqueue(e, o) {
 		o.loop.Release(o.size)
 		return false
 	}
@@ -141,10 +152,10 @@ func (d *deflater) put(e errand) bool {
 	return true
 }
 
-func (d *deflater) enqueue(e errand, size int) bool {
+func (d *deflater) enqueue(e errand, o *order) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.bytes > 0 && d.bytes+size > deflateQueue {
+	if d.bytes > 0 && d.bytes+o.size > o.most {
 		return false
 	}
 	if d.runners < d.workers {
@@ -156,7 +167,7 @@ func (d *deflater) enqueue(e errand, size int) bool {
 		}
 	}
 	d.queue = append(d.queue, e)
-	d.bytes += size
+	d.bytes += o.size
 	return true
 }
 
@@ -220,6 +231,15 @@ func (d *deflater) do(e errand, t *tools) {
 		}
 	}()
 	e.work(t)
+}
+
+// tellRefused logs that messages of peers find no room, now and then.
+func (d *deflater) tellRefused() {
+	now, last := time.Now().UnixNano(), d.told.Load()
+	if now-last >= int64(tellEvery) && d.told.CompareAndSwap(last, now) {
+		d.server.log.Warn("compressed messages are refused: the pool can't keep up; give it more workers and processors, or turn compression off",
+			slog.Int("queued", d.queued()))
+	}
 }
 
 // queued is how many bytes wait for a runner.

@@ -63,7 +63,8 @@ func (c *conn) inflate(op ws.OpCode, payload []byte) {
 	l := c.loop
 	j := &inflation{id: c.id(), op: op, limit: c.endpoint.MessageSize}
 	j.in = append(append(make([]byte, 0, len(payload)+len(tail)), payload...), tail...)
-	j.loop, j.size, j.since, j.patience = l, session.PostOverhead+len(j.in), l.present(), inflatePatience
+	j.loop, j.size, j.most = l, session.PostOverhead+len(j.in), l.server.deflater.limit
+	j.since, j.patience = l.present(), inflatePatience
 	if !l.server.deflater.put(j) {
 		c.tryLater()
 		return
@@ -71,8 +72,14 @@ func (c *conn) inflate(op ws.OpCode, payload []byte) {
 	c.inbound().job = j
 }
 
-// tryLater ends a connection for which there is no room.
+// tryLater ends a connection for whose messages there is no room.
 func (c *conn) tryLater() {
+	c.loop.server.deflater.tellRefused()
+	c.endLater()
+}
+
+// endLater tells the peer that it may come back.
+func (c *conn) endLater() {
 	c.loop.stats.InflateRefused.Add(1)
 	if c.sess.Encoding == session.EncodingNone {
 		c.CloseWith(session.ReasonTooManyRequests, uint16(ws.StatusCode(1013)), "try again later")
@@ -95,7 +102,11 @@ func (c *conn) hold(b []byte) {
 		j.held, j.at, r.held = r.held, at, nil
 		return
 	}
-	if j.waits()+len(b) > c.endpoint.pending || !l.Reserve(len(b)) {
+	if j.waits()+len(b) > c.endpoint.pending {
+		c.endLater() // the peer sends faster than it may
+		return
+	}
+	if !l.Reserve(len(b)) {
 		c.tryLater()
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"slices"
@@ -114,7 +115,7 @@ func (d *deflateRig) exchange(pieces [][]byte, late bool) (told []string, read [
 		}
 	}
 	d.settle()
-	read = p.drain2(d)
+	read = p.readAll(d)
 	told = d.handler.log
 	if p.c.mode == modeWebSocket {
 		d.held(p.c)
@@ -304,7 +305,8 @@ func (p *peer) laters(t *testing.T, code int) {
 
 func TestInflateBounds(t *testing.T) {
 	t.Run("the pool is full", func(t *testing.T) {
-		d := newDeflateRig(t, nil)
+		var told bytes.Buffer
+		d := newDeflateRig(t, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&told, nil)) })
 		d.workers.full = true
 		p, q := d.deflating(), d.deflating()
 		p.feed(packedText("a"))
@@ -314,6 +316,9 @@ func TestInflateBounds(t *testing.T) {
 		q.laters(t, 3013)
 		if n := d.server.Stats().Deflate.InflateRefused; n != 2 {
 			t.Errorf("%d refused", n)
+		}
+		if n := strings.Count(told.String(), "compressed messages are refused"); n != 1 {
+			t.Errorf("logged %d times: %s", n, &told)
 		}
 	})
 	t.Run("the inbox is full", func(t *testing.T) {

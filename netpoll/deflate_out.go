@@ -160,7 +160,8 @@ func (c *conn) deflateOwn(op ws.OpCode, payload []byte) bool {
 // leave as they are.
 func (l *loop) order(key pressKey, frames []byte, shared bool) *deflation {
 	j := &deflation{key: key, frames: frames, shared: shared}
-	j.loop, j.size, j.since, j.patience = l, session.PostOverhead+len(frames), l.present(), deflatePatience
+	j.loop, j.size, j.most = l, session.PostOverhead+len(frames), l.server.deflater.limit/2
+	j.since, j.patience = l.present(), deflatePatience
 	if shared {
 		if l.press.shared == nil {
 			l.press.shared = make(map[pressKey]*deflation)

@@ -51,7 +51,7 @@ func TestDeflated(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d.post(tt.do)
 			d.settle()
-			if got := strings.Join(reads(t, p.drain2(d)), " "); got != tt.want {
+			if got := strings.Join(reads(t, p.readAll(d)), " "); got != tt.want {
 				t.Errorf("read %.200q, want %.200q", got, tt.want)
 			}
 			d.held(p.c)
@@ -318,9 +318,10 @@ func TestDeflateFullInbox(t *testing.T) {
 	d.loop.Release(900)
 }
 
-// The queue is bounded in bytes; one message of any size goes in.
+// The queue is bounded in bytes, and what goes to peers leaves half of it to what
+// comes from them.
 func TestDeflateQueueBound(t *testing.T) {
-	d := newDeflateRig(t, nil)
+	d := newDeflateRig(t, func(o *Options) { o.Listeners[0].Endpoints[0].MessageSize = 1 << 20 })
 	p := make([]*peer, 100)
 	for i := range p {
 		p[i] = d.deflating()
@@ -328,12 +329,27 @@ func TestDeflateQueueBound(t *testing.T) {
 	big := words(200_000, 1)
 	for i := range p {
 		d.post(func() { p[i].sess().Write([]byte(big[i:])) })
-		if n := d.server.deflater.queued(); n > deflateQueue {
+		if n := d.server.deflater.queued(); n > deflateQueue/2 {
 			t.Fatalf("%d bytes are queued", n)
 		}
 	}
 	if d.server.Stats().Deflate.DeflateRefused == 0 {
 		t.Fatal("everything was queued")
+	}
+	ended := 0
+	for i := range 100 {
+		q := d.deflating()
+		q.feed(compressed(ws.OpBinary, true, noise(100_000, uint64(i))))
+		if n := d.server.deflater.queued(); n > deflateQueue {
+			t.Fatalf("%d bytes are queued", n)
+		}
+		if q.c.mode != modeWebSocket {
+			ended++
+		}
+		q.end()
+	}
+	if ended < 40 || ended > 70 {
+		t.Errorf("%d of 100 messages found no room", ended)
 	}
 	got := make([][]byte, len(p))
 	settled := false
@@ -374,14 +390,14 @@ func TestDeflateLineBound(t *testing.T) {
 	if n := len(want) * 10_000; n < lineBytes || n > lineBytes+20_000 {
 		t.Errorf("%d bytes stood in line", n)
 	}
-	got = append(got, p.drain2(d)...)
+	got = append(got, p.readAll(d)...)
 	if r := reads(t, got); !slices.Equal(r, want) {
 		t.Errorf("read %d messages, want %d", len(r), len(want))
 	}
 }
 
-// drain2 reads until all has been sent.
-func (p *peer) drain2(d *deflateRig) (got []byte) {
+// readAll reads until all has been sent.
+func (p *peer) readAll(d *deflateRig) (got []byte) {
 	for range 10_000 {
 		got = append(got, p.take()...)
 		if p.c.out == nil || p.gone() {
@@ -554,7 +570,7 @@ func TestDeflateRandom(t *testing.T) {
 			d.workers.full = false
 			d.settle()
 			for i, s := range sides {
-				s.got = append(s.got, s.drain2(d)...)
+				s.got = append(s.got, s.readAll(d)...)
 				got := reads(t, s.got)
 				for j := range got {
 					got[j] = got[j][2:]

@@ -9,6 +9,9 @@
 // and pending output stand in structs of ours that exist only while there is
 // some, never in gnet's buffers.
 //
+// Deflating and inflating (permessage-deflate) is a pool's work, which the Options
+// name: a conn's later messages wait for it, the loop does not.
+//
 // What runs where: every method of conn and, unless it says otherwise, of loop
 // runs on the loop's goroutine. Other goroutines reach a loop through its
 // inbox (inbox.go), which is bounded and ordered.
