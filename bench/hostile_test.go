@@ -22,7 +22,7 @@ func TestHostileDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if o.Rate != 1000 || o.Flood != 512 || o.Rounds != 5 || o.Topic != "bench{i}" {
+		if o.Rate != 2500 || o.Flood != 512 || o.Rounds != 5 || o.Topic != "bench{i}" {
 			t.Errorf("defaults %+v", o)
 		}
 		return o.Hostile
@@ -66,12 +66,12 @@ func TestHostileRatio(t *testing.T) {
 	for i := range 5 {
 		slow := time.Duration(1 + 9*(i%2)) // the machine in every other round
 		h.Rounds = append(h.Rounds, HostileRound{
-			Without: HostileTurn{1000, slow * time.Millisecond, slow * 10 * time.Millisecond},
-			Beside:  HostileTurn{1000, slow * time.Millisecond, slow * 20 * time.Millisecond},
+			Without: HostileTurn{Count: 1000, P50: slow * time.Millisecond, P99: slow * 10 * time.Millisecond, Tenth: slow * 2 * time.Millisecond},
+			Beside:  HostileTurn{Count: 1000, P50: slow * time.Millisecond, P99: slow * 20 * time.Millisecond, Tenth: slow * 3 * time.Millisecond},
 		})
 	}
 	h.reckon()
-	if h.P50.Ratio != 1 || h.P99.Ratio != 2 || h.P99.Low != 2 || h.P99.High != 2 || h.P99.Without != 10*time.Millisecond {
+	if h.P50.Ratio != 1 || h.P99.Ratio != 2 || h.P99.Low != 2 || h.P99.High != 2 || h.P99.Without != 10*time.Millisecond || h.Tenth == nil || h.Tenth.Ratio != 1.5 {
 		t.Errorf("%+v", h)
 	}
 	rep := NewReport("v", "", Result{Scenario: Beset, Server: "perch", Mode: OpenLoop, Unit: "delivery", Hostile: &h})
@@ -82,7 +82,7 @@ func TestHostileRatio(t *testing.T) {
 		}
 	}
 	for what, got := range map[string]string{"text": text.String(), "page": page.String()} {
-		for _, want := range []string{"3 pings", "10.0 ms without, 20.0 ms beside: 2.00 times (2.00 to 2.00)"} {
+		for _, want := range []string{"3 pings", "10.0 ms without, 20.0 ms beside: 2.00 times (2.00 to 2.00)", "2.00 ms without, 3.00 ms beside: 1.50 times"} {
 			if !strings.Contains(strings.Join(strings.Fields(got), " "), want) {
 				t.Errorf("the %s says nothing of %q", what, want)
 			}
@@ -91,7 +91,7 @@ func TestHostileRatio(t *testing.T) {
 			t.Errorf("the %s names who was not there", what)
 		}
 	}
-	if !strings.HasSuffix(strings.TrimSpace(lines.String()), ",3,10000,20000,2,2,2") {
+	if !strings.HasSuffix(strings.TrimSpace(lines.String()), ",3,10000,20000,2,2,2,1.5") {
 		t.Errorf("csv: %s", lines.String())
 	}
 	var back Report
@@ -159,7 +159,7 @@ func TestHostilePeersAct(t *testing.T) {
 		}
 	})
 	g := newTestGenerator(t, Options{Scenario: Beset, URL: "ws://" + addr.String() + "/connection/websocket", Connections: 4, Rate: 100,
-		Duration: 4 * time.Second, Warmup: -1, Rounds: 1, Flood: 4, Hostile: map[string]int{"all": 2}})
+		Duration: 3 * time.Second, Warmup: -1, Rounds: 1, Flood: 4, Hostile: map[string]int{"all": 2}})
 	r, err := g.run()
 	if err != nil {
 		t.Fatal(err)

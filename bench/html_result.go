@@ -58,6 +58,12 @@ func resultColumns(g *reportGroup) []resultColumn {
 	hostile("Hostile peers", (*Hostile).who)
 	hostile("p50 beside them", func(h *Hostile) string { return h.P50.text() })
 	hostile("p99 beside them", func(h *Hostile) string { return h.P99.text() })
+	hostile("p99 of a tenth beside them", func(h *Hostile) string {
+		if h.Tenth == nil {
+			return ""
+		}
+		return h.Tenth.text()
+	})
 	usage := func(name string, value func(u *Usage) string) {
 		columns = append(columns, resultColumn{name, func(row *reportRow) string {
 			if row.Usage == nil {

@@ -195,6 +195,9 @@ func (row *reportRow) writeBlock(b *bytes.Buffer) {
 		say("hostile", "%s; bursts of %s; %s", h.who(), humanCount(int64(h.Flood)), plural(h.Ended, "connection")+" of theirs ended by the server")
 		say("p50", "%s", h.P50.text())
 		say("p99", "%s, medians of %s", h.P99.text(), plural(int64(len(h.Rounds)), "round"))
+		if h.Tenth != nil {
+			say("p99, tenth", "%s, of a tenth of a second", h.Tenth.text())
+		}
 	}
 	if row.Usage != nil {
 		row.sayUsage(say)
