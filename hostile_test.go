@@ -122,23 +122,25 @@ var hostileKinds = []struct {
 		v.send([]byte("GET /connection/websocket HTTP/1.1\r\nHost: x\r\nX-Long: "))
 		return v.hangUp()
 	}},
-	{"slow frame", "no_pong", func(v *villain) bool {
+	{"slow frame", "message_timeout", func(v *villain) bool {
 		v.connect()
 		v.begin()
 		return v.dribble(testkit.Wire(testkit.Text(testkit.PublishCommand(2, "slow", testkit.Blob(10_000)))))
 	}},
-	{"a frame never finished", "no_pong", func(v *villain) bool {
+	{"a frame never finished", "message_timeout", func(v *villain) bool {
 		v.connect()
 		v.begin()
 		v.send(testkit.Wire(testkit.Text("").Declare(hostileMessage))[:8])
 		return v.hangUp()
 	}},
-	{"fragments for ever", "", func(v *villain) bool {
+	{"fragments for ever", "message_timeout", func(v *villain) bool {
 		v.open("/echo")
 		v.begin()
 		v.send(testkit.Wire(testkit.Text("begin").More()))
 		for v.wait() {
-			v.send(testkit.Wire(testkit.Continuation("-").More(), testkit.Pong("")))
+			if !v.send(testkit.Wire(testkit.Continuation("-").More(), testkit.Pong(""))) {
+				return true
+			}
 		}
 		return false
 	}},
@@ -383,6 +385,7 @@ func TestHostilePeers(t *testing.T) {
 		o.Loops, o.Echo = 2, true
 		o.WebSocket.MessageSize = hostileMessage
 		o.Limits.HandshakeTimeout = time.Second
+		o.Limits.MessageTimeout = 2 * time.Second
 		o.Limits.PendingBytes = 64 << 10
 		o.Heartbeat.Interval, o.Heartbeat.Timeout, o.Heartbeat.Misses = 4*time.Second, 3*time.Second, 2
 		o.Logger = nil
@@ -474,7 +477,7 @@ func TestHostilePeers(t *testing.T) {
 		t.Error("nothing was put off: the floods were none")
 	}
 	// Who never reads is slow, or misses its pongs, whatever comes first; and a
-	// flooder may miss them.
+	// flooder, or who sends half a frame, may miss them.
 	bounds := map[string]struct{ least, most uint64 }{}
 	for _, kind := range hostileKinds {
 		if kind.reason != "" {
@@ -486,8 +489,10 @@ func TestHostilePeers(t *testing.T) {
 		switch reason {
 		case "slow":
 			b.least = 1
+		case "message_timeout":
+			b.least = 1
 		case "no_pong":
-			b.most += bounds["slow"].most + hostileOfKind
+			b.most += bounds["slow"].most + bounds["message_timeout"].most + hostileOfKind
 		case "pong_timeout":
 			b.most += 2 * hostileOfKind
 		}
