@@ -77,6 +77,12 @@ func (u unidirectional) begin(s *session.Session, req *protocol.ConnectRequest) 
 	u.connect(s, &protocol.Command{Connect: req})
 }
 
+// MessagePart takes the place of that of Commands: these messages are one command.
+func (u unidirectional) MessagePart(s *session.Session, data []byte, binary bool, _, _ int) (rest []byte, n int) {
+	u.Message(s, data, binary)
+	return nil, 1
+}
+
 // Message implements session.Handler: the first message may be a ConnectRequest.
 // Later ones that ask for nothing are ignored, as clients send one to every
 // server; a token, which would change who the peer is, comes too late.
