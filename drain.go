@@ -74,7 +74,7 @@ type lateSession struct {
 func (s *Server) drain(ctx context.Context, begun time.Time) {
 	d := &drain{server: s, begun: begun, budget: s.live.Load().Drain.Budget}
 	d.run(ctx)
-	forced := d.force()
+	forced := d.force(ctx)
 	// The last peers have a moment to take the close frame; who has sent no
 	// request head by then is not waited for.
 	last := time.Now()
@@ -186,15 +186,18 @@ func (d *drain) again() {
 }
 
 // force closes those that are at work still, and tells how many.
-func (d *drain) force() int {
-	late := d.take()
+func (d *drain) force(ctx context.Context) int {
+	// What has been posted last may not have been looked at: all that are left are
+	// asked for anew.
+	d.take()
+	ids := d.server.sessionIDs(ctx)
 	info := session.ReasonShutdown.Info()
-	for _, l := range late {
-		if loop := d.server.net.Loop(l.id.Loop()); loop != nil {
-			loop.PostClose(l.id, session.ReasonShutdown, info.Code, info.Text)
+	for _, id := range ids {
+		if loop := d.server.net.Loop(id.Loop()); loop != nil {
+			loop.PostClose(id, session.ReasonShutdown, info.Code, info.Text)
 		}
 	}
-	return len(late)
+	return len(ids)
 }
 
 // pause waits; false: ctx has ended.

@@ -107,7 +107,7 @@ func TestForwardedForOverHTTP(t *testing.T) {
 		if trusted {
 			want = http.StatusUnauthorized
 		}
-		if got := guess(s, "198.51.100.7"); got != want {
+		if got := guess(s, "198.51.100.7:4711"); got != want {
 			t.Errorf("trusted %v: another address gets %d, want %d", trusted, got, want)
 		}
 	}

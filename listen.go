@@ -1,51 +1,115 @@
 package perch
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // listenAddr makes of a configured address what the event loops can bind: an
-// IP address and a port. It binds the port for a moment without SO_REUSEPORT,
-// since a second process of the same user would otherwise share a taken port
-// without a word; a port of 0 becomes a free one.
-func listenAddr(key, addr string) (string, error) {
+// IP address and a port, and keeps the port until held is closed. A port of 0
+// becomes a free one.
+//
+// The loops bind with SO_REUSEPORT, by which a second process of the same user
+// would share a taken port without a word. So the port is bound here first without
+// it, which fails where it is taken; then the option is set, by which the loops can
+// bind it and nobody else can who does as we do. The socket does not listen: no
+// connection goes to it.
+func listenAddr(key, addr string) (bound string, held io.Closer, err error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", fmt.Errorf("%s: %q is not host:port", key, addr)
+		return "", nil, fmt.Errorf("%s: %q is not host:port", key, addr)
 	}
 	if host == "" {
 		host = "0.0.0.0"
 	}
 	ip, err := net.ResolveIPAddr("ip", host)
 	if err != nil {
-		return "", fmt.Errorf("%s: host of %q: %w", key, addr, err)
+		return "", nil, fmt.Errorf("%s: host of %q: %w", key, addr, err)
 	}
 	number, err := net.LookupPort("tcp", port)
 	if err != nil {
-		return "", fmt.Errorf("%s: port of %q: %w", key, addr, err)
+		return "", nil, fmt.Errorf("%s: port of %q: %w", key, addr, err)
 	}
-	network := "tcp"
-	if ip.IP.To4() != nil {
-		network = "tcp4"
-	}
-	ln, err := (&net.ListenConfig{}).Listen(context.Background(), network, net.JoinHostPort(ip.String(), strconv.Itoa(number)))
+	at, err := holdPort(ip, number)
 	if err != nil {
-		return "", listenError(key, addr, err)
+		return "", nil, listenError(key, addr, err)
 	}
-	bound := ln.Addr().(*net.TCPAddr).AddrPort()
-	if err := ln.Close(); err != nil {
-		return "", fmt.Errorf("%s: probe %s: %w", key, addr, err)
+	name, err := unix.Getsockname(at.fd)
+	if err != nil {
+		_ = at.Close()
+		return "", nil, fmt.Errorf("%s: %w", key, os.NewSyscallError("getsockname", err))
 	}
-	if network == "tcp4" {
-		return net.JoinHostPort(ip.String(), strconv.Itoa(int(bound.Port()))), nil
+	switch sa := name.(type) {
+	case *unix.SockaddrInet4:
+		number = sa.Port
+	case *unix.SockaddrInet6:
+		number = sa.Port
 	}
-	return bound.String(), nil
+	return net.JoinHostPort(ip.String(), strconv.Itoa(number)), at, nil
+}
+
+// heldPort is a bound socket that does not listen.
+type heldPort struct {
+	fd   int
+	once sync.Once
+}
+
+// Close implements io.Closer; it may be called again.
+func (h *heldPort) Close() (err error) {
+	h.once.Do(func() { err = unix.Close(h.fd) })
+	return err
+}
+
+func holdPort(ip *net.IPAddr, port int) (*heldPort, error) {
+	family, sa := unix.AF_INET, unix.Sockaddr(nil)
+	if v4 := ip.IP.To4(); v4 != nil {
+		sa = &unix.SockaddrInet4{Port: port, Addr: [4]byte(v4)}
+	} else {
+		zone := 0
+		if i, err := net.InterfaceByName(ip.Zone); err == nil {
+			zone = i.Index
+		}
+		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: [16]byte(ip.IP.To16()), ZoneId: uint32(zone)}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	h := &heldPort{fd: fd}
+	if err = unix.Bind(fd, sa); errors.Is(err, unix.EADDRINUSE) && port != 0 {
+		// What a server before has left in TIME_WAIT is passed over with SO_REUSEADDR
+		// alone, and by that others who have bound the port are as well, up to listen.
+		if err = canListen(ip, port); err == nil {
+			if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err == nil {
+				err = unix.Bind(fd, sa)
+				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
+			}
+		}
+	}
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	if err != nil {
+		_ = h.Close()
+		return nil, os.NewSyscallError("bind", err)
+	}
+	return h, nil
+}
+
+// canListen tries to, for a moment.
+func canListen(ip *net.IPAddr, port int) error {
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: ip.IP, Port: port, Zone: ip.Zone})
+	if err != nil {
+		return err
+	}
+	return ln.Close()
 }
 
 // listenError says in one line what to do.

@@ -21,7 +21,7 @@ const (
 	memoryEvery = 100 * time.Millisecond
 	// memoryPause is how many of these go by between two looks for garbage, which cost
 	// a collection each.
-	memoryPause = 3
+	memoryPause = 2
 	// memoryLeast is below what a server takes that does nothing.
 	memoryLeast = 48 << 20
 	// Of the budget, in hundredths: from where on no connection is taken, from where
@@ -45,6 +45,10 @@ type budget struct {
 	// the kernel.
 	used  func() int64
 	tight func(bool)
+	// kernel is about what the kernel holds for the connections. group: the budget is
+	// that of a cgroup.
+	kernel func() int64
+	group  bool
 	// room is how much more the connections may hold until the next step.
 	shed    func(want int64) (closed int, bytes int64)
 	collect func()
@@ -62,20 +66,22 @@ func (b *budget) step() {
 	// What grows leaves garbage of its own size behind.
 	b.room(max(0, b.part(memoryFull)-used) / 2)
 	if used >= b.part(memoryShed) {
-		if b.rest--; b.rest > 0 {
+		// Part of it may be garbage. Nobody is let in while that is looked at, nor
+		// until it is looked at again.
+		if b.rest > 0 {
+			b.rest--
+			b.tighten(used)
 			return
 		}
-		// Part of it may be garbage.
 		b.rest = memoryPause
 		b.collect()
 		used = b.measure()
+	} else {
+		b.rest = 0
 	}
 	switch {
-	case used >= b.part(memoryTight) && !b.isTight:
-		b.isTight = true
-		b.refusing.Store(true)
-		b.tight(true)
-		b.log.Warn("memory is short: new connections are refused", "used", used, "budget", b.limit)
+	case used >= b.part(memoryTight):
+		b.tighten(used)
 	case used < b.part(memoryEased) && b.isTight:
 		b.isTight = false
 		b.refusing.Store(false)
@@ -88,6 +94,15 @@ func (b *budget) step() {
 	if closed, bytes := b.shed(used - b.part(memoryTight)); closed > 0 {
 		b.log.Warn("memory is short: the slowest consumers are closed", "used", used, "budget", b.limit,
 			"sessions", closed, "bytes", bytes)
+	}
+}
+
+func (b *budget) tighten(used int64) {
+	if !b.isTight {
+		b.isTight = true
+		b.refusing.Store(true)
+		b.tight(true)
+		b.log.Warn("memory is short: new connections are refused", "used", used, "budget", b.limit)
 	}
 }
 
@@ -104,7 +119,7 @@ func (b *budget) run(ctx context.Context) {
 	if b.used == nil {
 		m := proc.OpenMemory()
 		defer m.Close()
-		b.used = m.Used
+		b.used = func() int64 { return b.taken(m) }
 	}
 	t := time.NewTicker(memoryEvery)
 	defer t.Stop()
@@ -118,12 +133,23 @@ func (b *budget) run(ctx context.Context) {
 	}
 }
 
+// taken is what the process takes: its own memory, and what the kernel holds for
+// its connections. Where the budget is the limit of a cgroup, it is what is charged
+// to the group where that is more: the kernel goes by it.
+func (b *budget) taken(m *proc.Memory) int64 {
+	used := m.Used() + b.kernel()
+	if b.group {
+		used = max(used, m.Group())
+	}
+	return used
+}
+
 // wireMemory finds the budget.
 func (s *Server) wireMemory() error {
-	limit := int64(s.opts.Memory.Budget)
+	limit, group := int64(s.opts.Memory.Budget), false
 	if limit == 0 {
 		var err error
-		if limit, err = proc.MemoryLimit(); err != nil {
+		if limit, group, err = proc.MemoryLimit(); err != nil {
 			s.log.Warn("memory is not bounded: set memory.budget", "err", err)
 			return nil
 		}
@@ -139,7 +165,7 @@ func (s *Server) wireMemory() error {
 			"bytes", queues, "budget", limit)
 	}
 	s.memory = &budget{
-		limit: limit, log: s.log, used: o.used, collect: debug.FreeOSMemory,
+		limit: limit, group: group, log: s.log, used: o.used, kernel: s.net.KernelBytes, collect: debug.FreeOSMemory,
 		tight: s.net.SetTight, shed: s.net.Shed, room: s.net.SetRoom,
 	}
 	return nil
@@ -166,9 +192,9 @@ func (s *Server) memoryLayers() map[string]int64 {
 	own, _ := proc.RssAnon(os.Getpid())
 	sockets, _ := proc.SocketMemory()
 	return map[string]int64{
-		"connections": n.TableBytes, "pending_out": n.PendingBytes, "partial_in": n.PartialBytes, "inboxes": n.InboxBytes,
+		"connections": n.TableBytes, "pending_out": n.PendingBytes, "partial_in": n.PartialBytes + n.PutOffBytes, "inboxes": n.InboxBytes,
 		"history": t.History.Bytes, "pool": int64(p.Bytes),
 		"go_heap": int64(sample[0].Value.Uint64()), "go": int64(sample[1].Value.Uint64() - sample[2].Value.Uint64()),
-		"process": own, "kernel_sockets": sockets,
+		"process": own, "kernel_connections": s.net.KernelBytes(), "kernel_sockets": sockets,
 	}
 }

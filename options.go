@@ -214,8 +214,8 @@ type ProxyOptions struct {
 
 // MemoryOptions bound the process.
 type MemoryOptions struct {
-	// Budget is what it may take, its sockets in the kernel included, in bytes; 0:
-	// the limit of its cgroup, or else the memory of the machine.
+	// Budget is what it may take, the kernel's part of its connections included, in
+	// bytes; 0: the limit of its cgroup, or else the memory of the machine.
 	Budget int `koanf:"budget" unit:"bytes"`
 }
 

@@ -38,7 +38,7 @@ func (o *origins) allow(origin, host string) bool {
 	u, err := url.Parse(origin)
 	// "null" has no host; what has more than a scheme, a host and a port is no
 	// origin, and a pattern would find its own in the rest.
-	if err != nil || u.Host == "" || origin != u.Scheme+"://"+u.Host {
+	if err != nil || u.Host == "" || origin != u.Scheme+"://"+u.Host || !bracketsRight(u.Host) {
 		return false
 	}
 	if u.Host == strings.ToLower(host) {
@@ -50,6 +50,17 @@ func (o *origins) allow(origin, host string) bool {
 		}
 	}
 	return false
+}
+
+// bracketsRight tells whether brackets stand where they may: around an IPv6
+// address, at the front.
+func bracketsRight(host string) bool {
+	if !strings.ContainsAny(host, "[]") {
+		return true
+	}
+	rest, ok := strings.CutPrefix(host, "[")
+	address, port, closed := strings.Cut(rest, "]")
+	return ok && closed && !strings.ContainsAny(address+port, "[]") && (port == "" || port[0] == ':')
 }
 
 // allowOrigin asks the origins that hold now. Safe from any goroutine.

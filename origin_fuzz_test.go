@@ -17,6 +17,7 @@ func FuzzOrigin(f *testing.F) {
 		"https://a.example.com", "http://own.test:8000", "null", "https://u@a.example.com", "https://evil.net?.example.com",
 		"https://evil.net#.example.com", `https://evil.net\.example.com`, "https://[::1].example.com", "https://[::1]", "https://evil.net:1.example.com",
 		"https://evil.net%2f.example.com", "https://a.exam\u212ale.com", "HTTPS://A.EXAMPLE.COM", "https://a.example.com:443", "//a.example.com",
+		"https://].example.com", "https://[].example.com", "https://[::1]]", "https://[.example.com",
 	} {
 		f.Add(s, "own.test:8000")
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -75,6 +76,7 @@ type Server struct {
 	adminLn  net.Listener
 
 	addr  string
+	held  io.Closer // keeps the port until the loops have it
 	state atomic.Int32
 	ready chan struct{}
 	abort chan struct{}
@@ -228,6 +230,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-s.net.Started():
+		_ = s.held.Close()
 		s.state.Store(int32(stateReady))
 		close(s.ready)
 		s.greet()
@@ -318,6 +321,9 @@ func (s *Server) shutdown() (deadline time.Time, err error) {
 // release gives back what New has taken. Methods that are at work have until
 // the deadline, or a moment.
 func (s *Server) release(deadline time.Time) {
+	if s.held != nil {
+		_ = s.held.Close()
+	}
 	if s.adminLn != nil {
 		_ = s.adminLn.Close()
 	}

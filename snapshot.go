@@ -44,9 +44,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Version: version, Revision: revision,
 		Ready: s.state.Load() == int32(stateReady), Insecure: s.opts.Insecure,
 		Connections: int64(n.Open), ConnectionLimit: int64(s.capacity.Load().soft), Accepted: n.Accepted,
-		Refused: map[string]uint64{
-			"soft_cap": n.Handshakes[netpoll.OutcomeOverload.String()], "hard_cap": n.Refused,
-		},
+		Refused:         n.Refusals,
 		Sessions:        int64(n.Sessions),
 		HTTPConnections: int64(n.HTTP), HTTPHandedOff: n.Handshakes[netpoll.OutcomeHandedOff.String()], HTTPRefused: n.HTTPRefused,
 		Messages:   stats.Traffic{In: n.MessagesIn, Out: n.MessagesOut},
@@ -84,6 +82,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 		Backend: s.backend.Stats(),
 	}
+	out.Refused["hard_cap"] = n.Refused
 	if s.memory != nil {
 		out.MemoryUsed, out.MemoryBudget = s.memory.last.Load(), s.memory.limit
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -128,7 +130,7 @@ func (s *Server) wireCore() error {
 // takePorts comes first: a server that can't have them leaves no files behind.
 func (s *Server) takePorts() error {
 	var err error
-	if s.addr, err = listenAddr("listen", s.opts.Listen); err != nil {
+	if s.addr, s.held, err = listenAddr("listen", s.opts.Listen); err != nil {
 		return err
 	}
 	ln, err := net.Listen("tcp", s.opts.Admin)
@@ -204,6 +206,16 @@ func (s *Server) endRevoked(r auth.Revocation) {
 	})
 }
 
+// addressOf is whose a request over HTTP is, seen through trusted proxies.
+func (s *Server) addressOf(c *gin.Context) string {
+	from, err := netip.ParseAddrPort(c.Request.RemoteAddr)
+	if err != nil {
+		return c.RemoteIP()
+	}
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	return s.net.Forwarded(from, strings.Join(c.Request.Header.Values("X-Forwarded-For"), ", ")).Addr().String()
+}
+
 // wireHTTP makes Gin's two engines.
 func (s *Server) wireHTTP() error {
 	o := &s.opts
@@ -222,11 +234,11 @@ func (s *Server) wireHTTP() error {
 		Routes: func(r gin.IRouter) {
 			r.Use(s.observeToken)
 			handler.RegisterToken(r, handler.TokenOptions{
-				Authority: s.authority.Load, Address: (*gin.Context).ClientIP, Logger: s.log,
+				Authority: s.authority.Load, Address: s.addressOf, Logger: s.log,
 			})
 		},
 		WebSocketPaths: paths, EventPaths: events, Adopt: s.adopt, AllowOrigin: s.allowOrigin, Demo: o.Demo,
-		DemoWebSocketPath: o.WebSocket.Path, Trusted: o.Proxy.networks(), Logger: s.log, Panicked: s.httpPanics.Inc,
+		DemoWebSocketPath: o.WebSocket.Path, Logger: s.log, Panicked: s.httpPanics.Inc,
 	}
 	if o.Dev {
 		public.DemoClient = &handler.DemoClient{ID: DevClient, Secret: DevSecret}

@@ -3,7 +3,6 @@ package handler
 import (
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -42,8 +41,6 @@ type PublicOptions struct {
 	// DemoWebSocketPath is where the page connects to; empty: the first of
 	// WebSocketPaths.
 	DemoWebSocketPath string
-	// Trusted are the proxies whose X-Forwarded-For says whose a request is.
-	Trusted []netip.Prefix
 	// Logger takes panics; nil: slog.Default().
 	Logger *slog.Logger
 	// Panicked is told of each panic of a request; nil: nobody. Called from many
@@ -68,17 +65,9 @@ func NewPublic(o PublicOptions) http.Handler {
 	e.HandleMethodNotAllowed = true
 	// Gin builds the redirect from X-Forwarded-Prefix, which any client can send.
 	e.RedirectTrailingSlash = false
-	// The slowing of brute force goes by address, and one that is forwarded by
-	// anybody else would be the client's own word.
-	e.ForwardedByClientIP = len(o.Trusted) > 0
-	e.RemoteIPHeaders = []string{"X-Forwarded-For"}
-	networks := make([]string, len(o.Trusted))
-	for i, p := range o.Trusted {
-		networks[i] = p.String()
-	}
-	if err := e.SetTrustedProxies(networks); err != nil {
-		o.Logger.Error("trusted proxies refused", "err", err) // they have been parsed
-	}
+	// A forwarded address would be the client's own word: which proxies are believed,
+	// TokenOptions.Address knows.
+	e.ForwardedByClientIP = false
 
 	cross := &crossOrigin{allow: o.AllowOrigin, methods: make(map[string][]string), streams: o.EventPaths}
 	e.Use(defaultHeaders, recovered(o.Logger, o.Panicked, func(c *gin.Context) {

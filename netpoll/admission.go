@@ -22,7 +22,16 @@ const (
 	overAddress         // with 429: too many connections of one address
 	overSubnet          // with 429: too many of one subnet
 	overPace            // with 429: too many of either in too short a time
+	overDrain           // with 503: the server ends
+	overHTTP            // with 503: net/http has no room
+	verdictCount
 )
+
+// verdictCauses are the labels of connections turned away.
+var verdictCauses = [verdictCount]string{
+	overFull: "soft_cap", overMemory: "memory", overRate: "rate", overAddress: "address", overSubnet: "subnet",
+	overPace: "address_rate", overDrain: "drain", overHTTP: "http",
+}
 
 // AddressLimits bound the connections of one address, or of one subnet: how many
 // there are at once, and how many come in a second. 0: no bound.
@@ -83,7 +92,9 @@ func (a *admission) set(l *Limits) {
 		for j := range sc.shards {
 			sh := &sc.shards[j]
 			sh.mu.Lock()
-			sh.rates.Rate.Count = limits.Rate
+			if sh.rates.Rate.Count = limits.Rate; limits.Rate == 0 {
+				sh.rates = pace.Table[netip.Addr]{}
+			}
 			sh.mu.Unlock()
 		}
 	}
@@ -117,14 +128,17 @@ func (sc *scope) shard(key netip.Addr) *scopeShard {
 	return &sc.shards[(b[5]^b[7]^b[14]^b[15])%byte(len(sc.shards))]
 }
 
-// enter counts a connection of a, whatever the verdict is, until leave. now is in
+// enter counts a connection of a in the scopes that it returns, until leave. Who
+// is refused as one of its address takes nothing of its subnet's. now is in
 // nanoseconds of a clock that does not go back.
-func (a *admission) enter(addr netip.Addr, now int64) verdict {
-	v := admitted
+func (a *admission) enter(addr netip.Addr, now int64) (v verdict, entered via) {
 	if !addr.IsValid() {
-		return v
+		return admitted, 0
 	}
 	for i := range a.scopes {
+		if v != admitted {
+			break
+		}
 		sc := &a.scopes[i]
 		if !sc.counts && sc.rate.Load() == 0 {
 			continue
@@ -136,28 +150,25 @@ func (a *admission) enter(addr netip.Addr, now int64) verdict {
 		if sc.counts {
 			sh.count[key]++
 			n = sh.count[key]
+			entered |= viaAddress << i
 		}
-		paced := v != admitted || sh.rates.Allow(key, now) // who is refused takes nothing of its neighbours'
+		paced := sh.rates.Allow(key, now)
 		sh.mu.Unlock()
 		switch {
-		case v != admitted:
 		case n > 0 && sc.most.Load() > 0 && int64(n) > sc.most.Load():
 			v = sc.over
 		case !paced:
 			v = overPace
 		}
 	}
-	return v
+	return v, entered
 }
 
-// leave takes a connection of addr out of the count.
-func (a *admission) leave(addr netip.Addr) {
-	if !addr.IsValid() {
-		return
-	}
+// leave takes a connection of addr out of the scopes that it has entered.
+func (a *admission) leave(addr netip.Addr, entered via) {
 	for i := range a.scopes {
 		sc := &a.scopes[i]
-		if !sc.counts {
+		if entered&(viaAddress<<i) == 0 {
 			continue
 		}
 		key := sc.key(addr)
@@ -181,43 +192,74 @@ func (a *admission) turn(now int64) (delay time.Duration, ok bool) {
 // clock is the time that the limits go by: it does not jump.
 func (s *Server) clock() int64 { return int64(time.Since(s.made)) }
 
-// greet decides what becomes of a new connection, the n-th that is open.
-func (c *conn) greet(n int64) {
+// greet decides what becomes of a new connection, the n-th that is open; false: it
+// is closed at once. Those that wait for their refusal have places of their own,
+// those between the two caps, so that they keep nobody else out.
+func (c *conn) greet(n int64) bool {
 	s := c.loop.server
+	limits := s.limits.Load()
+	c.meet()
 	switch {
-	case n > int64(s.limits.Load().Connections) || s.draining.Load():
-		c.refuse = overFull
+	case c.refuse != admitted:
+	case s.draining.Load():
+		c.refuseAs(overDrain)
+	case n-s.refusing.Load() > int64(limits.Connections):
+		c.refuseAs(overFull)
 	case s.tight.Load():
-		c.refuse = overMemory
-	case c.via&viaAdopted == 0 && s.limits.Load().ConnectionRate > 0:
+		c.refuseAs(overMemory)
+	case c.via&viaAdopted == 0 && limits.ConnectionRate > 0:
 		wait, ok := s.admission.turn(s.clock())
 		if !ok {
-			c.refuse = overRate
+			c.refuseAs(overRate)
 		} else if wait > 0 {
 			c.pinged = c.loop.present() + ticks(wait)
 		}
 	}
+	if c.refuse == admitted {
+		return true
+	}
+	c.setDeadline(min(lingerFor, limits.HandshakeTimeout))
+	return s.refusing.Load() <= int64(limits.HardConnections-limits.Connections)
+}
+
+// welcome takes in a session of another server, whatever the bounds say: it has
+// been let in once.
+func (c *conn) welcome() {
 	c.meet()
+	if c.refuse != admitted {
+		c.refuse = admitted
+		c.loop.server.refusing.Add(-1)
+	}
+}
+
+// refuseAs notes that c is to be turned away, and why.
+func (c *conn) refuseAs(v verdict) {
+	if c.refuse == admitted && v != admitted {
+		c.refuse = v
+		c.loop.server.refusing.Add(1)
+	}
 }
 
 // enter counts c as a connection of the address that it comes from.
 func (c *conn) enter(from netip.Addr) {
 	s := c.loop.server
-	c.via |= viaEntered
-	v := s.admission.enter(from, s.clock())
+	v, entered := s.admission.enter(from, s.clock())
+	c.via |= viaEntered | entered
 	if v == overPace && c.via&viaAdopted != 0 {
 		v = admitted // it has come once already
 	}
-	if c.refuse == admitted {
-		c.refuse = v
-	}
+	c.refuseAs(v)
 }
 
-// leave takes it out of the count.
+// leave takes it out of all counts.
 func (c *conn) leave() {
+	s := c.loop.server
+	if c.refuse != admitted {
+		s.refusing.Add(-1)
+	}
 	if c.via&viaEntered != 0 {
-		c.via &^= viaEntered
-		c.loop.server.admission.leave(c.client().Addr())
+		s.admission.leave(c.client().Addr(), c.via)
+		c.via &^= viaEntered | viaAddress | viaSubnet
 	}
 }
 

@@ -309,7 +309,7 @@ func (c *conn) beat(now uint32) {
 		return
 	}
 	if c.awaiting {
-		if now < c.answerBy() || c.inflating() {
+		if now < c.answerBy() || c.inflating() || c.in != nil && c.in.later != nil {
 			return // a pong may be among what is held
 		}
 		c.misses++

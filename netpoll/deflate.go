@@ -98,7 +98,15 @@ func (o *order) base() *order { return o }
 
 // take is the runner's claim, off that of everybody else. Only one succeeds.
 func (o *order) take() bool { return o.state.CompareAndSwap(orderWaits, orderTaken) }
-func (o *order) off() bool  { return o.state.CompareAndSwap(orderWaits, orderOff) }
+func (o *order) off() bool {
+	if !o.state.CompareAndSwap(orderWaits, orderOff) {
+		return false
+	}
+	// Its place in the queue stays until a runner comes by, which may be never; the
+	// loop's inbox is for others.
+	o.loop.Release(o.size)
+	return true
+}
 
 // deflater brings errands to the pool. Its methods are safe from any goroutine.
 type deflater struct {
@@ -190,7 +198,6 @@ func (d *deflater) next(t *tools, began time.Time) errand {
 		if o.take() {
 			return e
 		}
-		o.loop.Release(o.size)
 	}
 	d.at = 0
 	if d.queue = d.queue[:0]; cap(d.queue) > idleItems {

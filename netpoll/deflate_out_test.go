@@ -603,3 +603,25 @@ func TestToolsLast(t *testing.T) {
 		}
 	}
 }
+
+// With every worker stuck, what has been given up takes no room of the inbox.
+func TestDeflateLeavesTheInbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newDeflateRig(t, func(o *Options) { o.InboxBytes = 1 << 20 })
+		p := r.deflating()
+		frame := served(strings.Repeat("deflate me ", 100))
+		for range 2000 {
+			p.sess().WriteFrame(bytes.Clone(frame))
+			r.loop.flushDirty()
+			p.take()
+		}
+		for range 2 * deflatePatience {
+			time.Sleep(tick)
+			r.tick()
+			p.take()
+		}
+		if n := r.loop.inbox.bytes.Load(); n != 0 {
+			t.Errorf("%d bytes of the inbox are taken", n)
+		}
+	})
+}

@@ -68,7 +68,14 @@ func (e *events) OnOpen(socket gnet.Conn) (out []byte, action gnet.Action) {
 			c.comesFrom(ad.from)
 		}
 	}
-	c.greet(n)
+	if ad != nil && ad.moved != nil {
+		c.welcome()
+	} else if !c.greet(n) {
+		s.refused.Add(1)
+		s.tellRefused("too many connections to refuse each with an answer")
+		c.mode, c.reason = modeLinger, session.ReasonHandshakeRefused
+		return nil, gnet.Close
+	}
 	if ad != nil {
 		l.guard(c, func() {
 			if ad.moved != nil {

@@ -18,6 +18,7 @@ func (c *conn) handOff(b []byte) {
 	if s.handed.Add(1) > int64(s.opts.HTTPConnections) {
 		s.handed.Add(-1)
 		s.httpRefused.Add(1)
+		c.refuseAs(overHTTP)
 		c.overload()
 		return
 	}
@@ -31,7 +32,7 @@ func (c *conn) handOff(b []byte) {
 	h.port = c.endpoint.port
 	if c.via&viaEntered != 0 {
 		// It stays one of its address for as long as net/http has it.
-		h.counted = c.client().Addr()
+		h.counted, h.entered = c.client().Addr(), c.via
 	}
 	if !s.front.offer(h) {
 		_ = closeFD(h.fd)
@@ -40,7 +41,7 @@ func (c *conn) handOff(b []byte) {
 		c.overload()
 		return
 	}
-	c.via &^= viaEntered
+	c.via &^= viaEntered | viaAddress | viaSubnet
 	c.loop.stats.Outcomes[OutcomeHandedOff].Add(1)
 	c.reason = session.ReasonHandedOff
 	c.mode = modeLinger // nothing of it is read here any more
@@ -128,6 +129,7 @@ type handedConn struct {
 	from   netip.AddrPort // whose it is, where a PROXY header has said so
 	// counted is the address of which it is one.
 	counted netip.Addr
+	entered via
 
 	// One reader at a time: net/http's.
 	prefix []byte
@@ -156,7 +158,7 @@ func (h *handedConn) open() error {
 func (h *handedConn) giveBack() {
 	if h.given.CompareAndSwap(false, true) {
 		h.server.handed.Add(-1)
-		h.server.admission.leave(h.counted)
+		h.server.admission.leave(h.counted, h.entered)
 	}
 }
 
@@ -167,7 +169,7 @@ func (h *handedConn) release() *net.TCPConn {
 		return nil
 	}
 	h.server.handed.Add(-1)
-	h.server.admission.leave(h.counted)
+	h.server.admission.leave(h.counted, h.entered)
 	return h.tcp
 }
 

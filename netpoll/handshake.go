@@ -43,10 +43,10 @@ func (c *conn) readHead(b []byte) {
 		c.gather(b)
 		return
 	case c.pinged != 0 && c.refuse == admitted && c.pinged > c.loop.present():
-		c.gather(b)
 		c.mode = modeWaiting
 		c.deadline = c.pinged
 		c.reschedule()
+		c.gather(b)
 		return
 	}
 	// The buffer is let go of first, as what follows may end c.
@@ -118,6 +118,7 @@ func (c *conn) gather(b []byte) {
 		in.raw.B = append(in.raw.B, b...)
 	}
 	c.accountIn()
+	c.brake()
 }
 
 // takeRaw takes the incomplete bytes out of c: they are whole now.
@@ -132,7 +133,8 @@ func (c *conn) takeRaw() (raw *bytebufferpool.ByteBuffer) {
 
 // itsTurn goes on with a head that has waited.
 func (c *conn) itsTurn() {
-	c.mode = modeHead
+	c.mode, c.pinged = modeHead, 0
+	c.setDeadline(c.loop.server.limits.Load().HandshakeTimeout)
 	raw := c.takeRaw()
 	c.readHead(raw.B)
 	putInBuffer(raw)
@@ -204,6 +206,7 @@ func (c *conn) holdChecking(b []byte) {
 	}
 	in.raw.B = append(in.raw.B, b...)
 	c.accountIn()
+	c.brake()
 }
 
 // decide carries out what Endpoint.Check said. rest are the bytes behind the
@@ -300,7 +303,13 @@ func appendAccept(b []byte, key [24]byte) []byte {
 func (c *conn) overload() {
 	after := 1 + c.loop.rand()%10
 	status, text := http.StatusServiceUnavailable, "too many connections"
+	if c.loop.server.draining.Load() {
+		c.refuseAs(overDrain)
+	}
+	c.loop.stats.Refusals[c.refuse].Add(1)
 	switch c.refuse {
+	case overDrain:
+		text = "the server is stopping"
 	case overMemory:
 		text = "no memory for more connections"
 	case overRate:

@@ -18,6 +18,7 @@ type outbound struct {
 	off     int  // how much of the first part has been sent
 	bytes   int  // of all parts, what has been sent left out
 	counted int  // what of bytes is in the loop's PendingBytes
+	queued  int  // what of it the kernel had when it took no more; in QueuedBytes
 	listed  bool
 	raw     bool // the first part is not made of frames
 	events  bool // what are frames elsewhere are events

@@ -22,7 +22,9 @@ type via uint8
 
 const (
 	viaAdopted via = 1 << iota // not accepted here
-	viaEntered                 // counted by its address
+	viaEntered                 // its address has been looked at
+	viaAddress                 // and counted, in the first scope
+	viaSubnet                  // and in the second
 	viaProxy                   // loop.clients knows whose it is
 )
 
@@ -58,7 +60,7 @@ func (c *conn) comesFrom(a netip.AddrPort) {
 // said whose it is.
 func (c *conn) meet() {
 	s := c.loop.server
-	from := addrOf(c.socket.RemoteAddr()).Addr()
+	from := c.client().Addr()
 	switch {
 	case len(s.opts.Trusted) == 0 || !s.trusts(from):
 		c.enter(from)
@@ -75,13 +77,23 @@ func (c *conn) forwarded(list []byte) {
 	}
 	s := c.loop.server
 	from := c.client()
-	if s.trusts(from.Addr()) {
-		if a, ok := s.firstUntrusted(string(list)); ok {
-			c.comesFrom(a)
-			from = a
-		}
+	if a := s.Forwarded(from, string(list)); a != from {
+		c.comesFrom(a)
+		from = a
 	}
 	c.enter(from.Addr())
+}
+
+// Forwarded is whose a request is that has come from an address, with an
+// X-Forwarded-For: from itself unless it is a trusted proxy's. Safe from any
+// goroutine.
+func (s *Server) Forwarded(from netip.AddrPort, list string) netip.AddrPort {
+	if s.trusts(from.Addr()) {
+		if a, ok := s.firstUntrusted(list); ok {
+			return a
+		}
+	}
+	return from
 }
 
 // firstUntrusted is the last address of an X-Forwarded-For that no trusted proxy

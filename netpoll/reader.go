@@ -287,7 +287,11 @@ func (c *conn) fill(b []byte) (took int) {
 	}
 	raw, h := in.raw, in.head
 	in.raw, in.total = nil, 0
-	c.wholeIn()
+	if h.fin {
+		c.wholeIn()
+	} else {
+		c.accountIn() // its message goes on, and so does that one's time
+	}
 	c.frame(h, raw.B[h.size:])
 	putInBuffer(raw)
 	return took

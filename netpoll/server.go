@@ -52,6 +52,7 @@ type Server struct {
 	panics      atomic.Uint64
 	httpRefused atomic.Uint64
 	refused     atomic.Uint64 // closed at the hard cap
+	refusing    atomic.Int64  // connections that wait for their refusal
 	draining    atomic.Bool
 	tight       atomic.Bool  // there is no memory for more connections
 	memory      atomic.Int64 // how much more the connections may hold
@@ -183,7 +184,14 @@ func (s *Server) SetLimits(l Limits) {
 func (s *Server) Started() <-chan struct{} { return s.started }
 
 // Refuse makes the server answer every further request head with 503.
-func (s *Server) Refuse() { s.draining.Store(true) }
+func (s *Server) Refuse() {
+	s.draining.Store(true)
+	s.eachConn(func(_ *loop, c *conn) {
+		if c.mode == modeWaiting {
+			c.itsTurn()
+		}
+	})
+}
 
 // Stop closes what is still open and ends Run. The ticker tells gnet, within a
 // tick: its own Stop looks twice a second whether it is done.

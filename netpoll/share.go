@@ -104,6 +104,12 @@ func (l *loop) serveLate() (more bool) {
 	return true
 }
 
+// countPutOff notes that n bytes more, or fewer, are put off.
+func (l *loop) countPutOff(n int) {
+	l.stats.PutOffBytes.Add(int64(n))
+	l.server.memory.Add(int64(-n))
+}
+
 // needPutOff makes sure that c has one, which the inbox sees to.
 func (c *conn) needPutOff() *putOff {
 	in := c.inbound()
@@ -138,7 +144,8 @@ func (c *conn) holdMessage(rest []byte, done int, binary bool) {
 	t.message = inBuffers.Get()
 	t.message.B = append(t.message.B, rest...)
 	t.from, t.done, t.binary = 0, done, binary
-	c.loop.stats.PutOffBytes.Add(int64(len(rest)))
+	c.loop.countPutOff(len(rest))
+	c.brake()
 }
 
 // holdFrames keeps b behind all that is put off. Over the bound c is closed.
@@ -164,12 +171,13 @@ func (c *conn) holdFrames(b []byte) {
 		t.at = 0
 	}
 	t.frames.B = append(t.frames.B, b...)
-	c.loop.stats.PutOffBytes.Add(int64(len(b)))
+	c.loop.countPutOff(len(b))
+	c.brake()
 }
 
 // releasePutOff lets go of what is put off, and of the peer's reads.
 func (c *conn) releasePutOff(t *putOff) {
-	c.loop.stats.PutOffBytes.Add(int64(-t.size()))
+	c.loop.countPutOff(-t.size())
 	if t.message != nil {
 		putInBuffer(t.message)
 	}
@@ -217,7 +225,7 @@ func (c *conn) later() (more bool) {
 // serve hands on what t holds, as far as the share goes.
 func (c *conn) serve(t *putOff) {
 	n := t.size()
-	defer func() { c.loop.stats.PutOffBytes.Add(int64(t.size() - n)) }()
+	defer func() { c.loop.countPutOff(t.size() - n) }()
 	if m := t.message; m != nil {
 		rest, done := c.part(m.B[t.from:], t.done, t.binary)
 		t.from, t.done = len(m.B)-len(rest), done

@@ -12,6 +12,18 @@ import (
 // anything.
 const shedLeast = 4 << 10
 
+// kernelSocket is about what the kernel takes for a connection beside what waits in
+// its buffers: the socket, its file, its place in the epoll set (docs/tuning.md).
+const kernelSocket = 3 << 10
+
+// KernelBytes is about what the kernel holds for the connections. Safe from any
+// goroutine.
+func (s *Server) KernelBytes() int64 {
+	n := (s.open.Load() + s.handed.Load()) * kernelSocket
+	s.each(func(l *loop) { n += l.stats.QueuedBytes.Load() })
+	return n
+}
+
 // SetTight makes the server refuse new connections, with 503, while there is no
 // memory for them. Safe from any goroutine.
 func (s *Server) SetTight(tight bool) { s.tight.Store(tight) }
@@ -97,6 +109,9 @@ func (s *Server) Shed(want int64) (closed int, bytes int64) {
 
 // giveUp ends a connection for the memory that it holds.
 func (c *conn) giveUp() {
+	if c.mode >= modeLinger {
+		return // it goes already
+	}
 	r := session.ReasonMemory
 	if c.sess.Encoding == session.EncodingNone {
 		r = session.ReasonMemoryPlain

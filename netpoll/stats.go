@@ -48,6 +48,7 @@ type loopStats struct {
 	PendingBytes stats.Gauge
 	PartialBytes stats.Gauge // of what has not come whole
 	PutOffBytes  stats.Gauge
+	QueuedBytes  stats.Gauge // of blocked conns, in the kernel
 	Timers       stats.Gauge // as of the last tick, or the last end of a conn
 	Accepted     stats.Counter
 	MessagesIn   stats.Counter
@@ -81,6 +82,7 @@ type loopStats struct {
 	MostItems most // of the inbox in one turn
 	Closes    [reasonSlots]stats.Counter
 	Outcomes  [outcomeCount]stats.Counter
+	Refusals  [verdictCount]stats.Counter
 	_         stats.Pad
 }
 
@@ -101,13 +103,16 @@ type Stats struct {
 	PartialBytes int64 // of heads, frames and messages that have not come whole
 	TableBytes   int64 // of the tables of connections
 	InboxBytes   int64
+	PutOffBytes  int64  // of what peers have sent beyond their share
+	QueuedBytes  int64  // in the kernel, for peers that take no more
 	Slow         uint64 // closed as slow consumers
 	Pings        uint64
 	Pongs        uint64
 	FramesOut    uint64
-	Turns        uint64 // of the inboxes
-	Refused      uint64 // closed at the hard cap
-	HTTPRefused  uint64 // no room with net/http
+	Turns        uint64            // of the inboxes
+	Refused      uint64            // closed without an answer, for want of room for one
+	Refusals     map[string]uint64 // with 503 or 429, by cause
+	HTTPRefused  uint64            // no room with net/http
 	Panics       uint64
 	AcceptErrors map[string]uint64 // by cause
 	Lag          time.Duration     // see Server.Lag
@@ -161,7 +166,7 @@ func (s *Server) Open() int { return int(s.open.Load()) }
 
 // Stats adds the loops' counters up. Safe from any goroutine.
 func (s *Server) Stats() Stats {
-	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64)}
+	out := Stats{HTTP: int(s.handed.Load()), Closes: make(map[string]uint64), Handshakes: make(map[string]uint64), Refusals: make(map[string]uint64)}
 	out.Deflate.QueueBytes = s.deflater.queued()
 	out.Panics, out.Refused, out.HTTPRefused = s.panics.Load(), s.refused.Load(), s.httpRefused.Load()
 	out.AcceptErrors = s.acceptFailures.count.Map()
@@ -182,6 +187,8 @@ func (s *Server) Stats() Stats {
 		out.PartialBytes += st.PartialBytes.Load()
 		out.TableBytes += st.Chunks.Load() * int64(chunkSize) * int64(unsafe.Sizeof(conn{}))
 		out.InboxBytes += l.inbox.bytes.Load()
+		out.PutOffBytes += st.PutOffBytes.Load()
+		out.QueuedBytes += st.QueuedBytes.Load()
 		out.Slow += st.Slow.Load()
 		out.Pings += st.Pings.Load()
 		out.Pongs += st.Pongs.Load()
@@ -193,6 +200,9 @@ func (s *Server) Stats() Stats {
 				out.Closes[info.Label] += n
 			}
 		})
+		for v := overFull; v < verdictCount; v++ {
+			out.Refusals[verdictCauses[v]] += st.Refusals[v].Load()
+		}
 		for o := range outcomeCount {
 			out.Handshakes[o.String()] += st.Outcomes[o].Load()
 		}

@@ -1,6 +1,11 @@
 package netpoll
 
-import "time"
+import (
+	"time"
+
+	"perch/internal/pace"
+	"perch/session"
+)
 
 const (
 	// tick is the wheel's grain: no deadline is met earlier than asked, and none
@@ -105,6 +110,9 @@ func (t turnWheel) Run() (more bool) {
 		if l.wheel.now >= target {
 			l.storm.tick(l.stats.Accepted.Load(), l.server.opts.Loops)
 			l.press.tick(l.present())
+			if l.server.limits.Load().MessageRate == 0 {
+				l.paces = pace.Table[session.ID]{} // there may have been one
+			}
 			l.stats.Timers.Set(int64(l.wheel.count))
 			l.asked.Store(0)
 			return false

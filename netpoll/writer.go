@@ -6,6 +6,7 @@ import (
 
 	"github.com/gobwas/ws"
 	"github.com/valyala/bytebufferpool"
+	"golang.org/x/sys/unix"
 
 	"perch/session"
 )
@@ -81,6 +82,7 @@ func (c *conn) releaseOut() {
 	c.out = nil
 	l := c.loop
 	l.stats.PendingBytes.Add(int64(-o.counted))
+	l.stats.QueuedBytes.Add(int64(-o.queued))
 	if o.watched {
 		l.server.watcher.remove(c)
 	}
@@ -347,6 +349,7 @@ func (c *conn) block() {
 	o.blocked = true
 	o.split()
 	c.account()
+	c.countQueued(true)
 	if err := c.loop.server.watcher.add(c); err != nil {
 		c.loop.server.log.Error("watch for writable failed", "err", err)
 		c.gone()
@@ -364,12 +367,24 @@ func (c *conn) account() {
 	o.counted = o.bytes
 }
 
+// countQueued notes what a blocked peer has in the kernel, which is the most that
+// it may have there.
+func (c *conn) countQueued(blocked bool) {
+	o, n := c.out, 0
+	if blocked {
+		n, _ = unix.IoctlGetInt(int(c.fd), unix.SIOCOUTQ) // 0 where there is no TCP underneath
+	}
+	c.loop.stats.QueuedBytes.Add(int64(n - o.queued))
+	o.queued = n
+}
+
 // writable is called when the watcher says so.
 func (c *conn) writable() {
 	if c.out == nil || !c.out.blocked {
 		return
 	}
 	c.out.blocked, c.out.pong = false, false
+	c.countQueued(false)
 	c.flush()
 	if c.out != nil {
 		c.account()

@@ -58,6 +58,7 @@ type Table[K comparable] struct {
 // back); false: its bucket is empty, and the event is not taken.
 func (t *Table[K]) Allow(k K, now int64) bool {
 	if t.Rate.Count <= 0 {
+		t.young, t.old = nil, nil // the bound has been taken away
 		return true
 	}
 	if now-t.turned >= window+t.Rate.interval() {

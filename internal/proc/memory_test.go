@@ -2,14 +2,49 @@ package proc
 
 import (
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 )
 
 func TestMemoryLimit(t *testing.T) {
-	n, err := MemoryLimit()
+	n, _, err := MemoryLimit()
 	if err != nil || n < 32<<20 {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// The group is found in the hierarchy of either version, or at the top of what a
+// container sees; that of the whole machine is none.
+func TestOwnGroup(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		files      []string
+		want       string
+	}{
+		{"version 2", "0::/system.slice/perch.service\n", []string{"system.slice/perch.service/memory.max"}, "system.slice/perch.service/memory.current"},
+		{"version 2 in a container", "0::/\n", []string{"memory.max"}, "memory.current"},
+		{"version 2, seen from outside its namespace", "0::/docker/1\n", []string{"memory.max"}, "memory.current"},
+		{"version 2, the machine's", "0::/\n", []string{"memory.stat"}, ""},
+		{"version 1", "5:devices:/\n4:cpu,memory:/a\n0::/\n", []string{"memory/a/memory.limit_in_bytes"}, "memory/a/memory.usage_in_bytes"},
+		{"version 1 in a container", "4:memory:/docker/1\n", []string{"memory/memory.limit_in_bytes"}, "memory/memory.usage_in_bytes"},
+		{"none", "", []string{"memory.max"}, ""},
+		{"garbage", "::\n0\nx:y\n", []string{"memory.max"}, ""},
+	} {
+		root := t.TempDir()
+		for _, f := range tt.files {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(root, f)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(root, f), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g, ok := ownGroup(tt.text, root)
+		if got := strings.TrimPrefix(g.usage, root+"/"); ok != (tt.want != "") || ok && got != tt.want {
+			t.Errorf("%s: %q, %v, want %q", tt.name, got, ok, tt.want)
+		}
 	}
 }
 
@@ -35,7 +70,6 @@ func TestParseSockstat(t *testing.T) {
 func TestMemoryUsed(t *testing.T) {
 	m := OpenMemory()
 	defer m.Close()
-	m.stat, m.tcp = nil, nil
 	ballast := make([]byte, 64<<20)
 	for i := range ballast {
 		ballast[i] = 1
@@ -45,16 +79,16 @@ func TestMemoryUsed(t *testing.T) {
 		t.Errorf("%d bytes, status says %d, %v", got, want, err)
 	}
 	runtime.KeepAlive(ballast)
-	if n := testing.AllocsPerRun(100, func() { m.Used() }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { m.Used(); m.Group() }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
-func TestCgroupSock(t *testing.T) {
+func TestLineOf(t *testing.T) {
 	for text, want := range map[string]int64{
 		"anon 123\nfile 9\nsock 40960\nshmem 0\n": 40960, "sockets 7\n": 0, "": 0, "sock x\n": 0,
 	} {
-		if got := cgroupSock([]byte(text)); got != want {
+		if got := lineOf([]byte(text), []byte("sock ")); got != want {
 			t.Errorf("%q: %d, want %d", text, got, want)
 		}
 	}

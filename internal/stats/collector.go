@@ -158,7 +158,7 @@ func table() []metric {
 					emit(float64(n), layer)
 				}
 			}),
-		gauge("memory_used_bytes", "What the process takes, its sockets in the kernel included.",
+		gauge("memory_used_bytes", "What the process takes, and the kernel for its connections: what is compared with the budget.",
 			func(s *Snapshot) int64 { return s.MemoryUsed }),
 		gauge("memory_budget_bytes", "What the process may take; 0: unbounded.",
 			func(s *Snapshot) int64 { return s.MemoryBudget }),
