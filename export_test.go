@@ -1,6 +1,9 @@
 package perch
 
 import (
+	"context"
+	"time"
+
 	"perch/handler"
 	"perch/netpoll"
 	"perch/session"
@@ -23,3 +26,18 @@ func (s *Server) TopicCounts() topic.Counts          { return s.topics.Counts() 
 func (s *Server) SessionRegistry() *session.Registry { return s.registry }
 func (s *Server) PoolStats() handler.PoolStats       { return s.pool.Stats() }
 func (s *Server) Net() *netpoll.Server               { return s.net }
+
+// SessionIDs are those of all sessions.
+func (s *Server) SessionIDs(ctx context.Context) []session.ID { return s.sessionIDs(ctx) }
+
+// ForceDrain is the end of a drain whose last look at some sessions is still in the
+// loops' inboxes.
+func (s *Server) ForceDrain(ctx context.Context, ids []session.ID) <-chan int {
+	d := &drain{server: s, begun: time.Now(), budget: s.live.Load().Drain.Budget}
+	for _, id := range ids {
+		d.close(id, 0)
+	}
+	done := make(chan int, 1)
+	go func() { done <- d.force(ctx) }()
+	return done
+}

@@ -20,7 +20,7 @@ import (
 func TestRefusedKeepNobodyOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(o *Options) {
-			o.Connections, o.HardConnections = 10, 14
+			o.Connections, o.HardConnections = 4, 8
 			o.PerAddress.Connections, o.PerSubnet.Connections = 2, 4
 			o.ConnectionRate, o.ConnectionWait = 5, 0
 		})
