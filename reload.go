@@ -52,6 +52,15 @@ func (s *Server) Reload(o Options) error {
 	return nil
 }
 
+// ReloadFailed counts a reload that ended before there were options to hand to
+// Reload: their file could not be read, say. Safe from any goroutine.
+func (s *Server) ReloadFailed() { s.reloads.Inc(reloadFailed) }
+
+// reloadOutcomes are the counts of reloads; an outcome that has not been is 0.
+func (s *Server) reloadOutcomes() map[string]uint64 {
+	return map[string]uint64{reloadOK: s.reloads.Load(reloadOK), reloadFailed: s.reloads.Load(reloadFailed)}
+}
+
 func (s *Server) reloadLocked(o Options) error {
 	o = o.WithDefaults()
 	if o.Dev {
