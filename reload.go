@@ -65,6 +65,11 @@ func (s *Server) reloadLocked(o Options) error {
 	old := s.live.Load()
 	o = o.WithDefaults()
 	if o.Dev {
+		// Everybody knows the example client's secret: it does not come to a server
+		// that was started without it.
+		if !old.Dev {
+			return errors.New("dev: a running server does not go over to dev mode: take it out of the configuration, or restart with it")
+		}
 		o = o.WithDev()
 	}
 	if errs := o.Check(); len(errs) > 0 {

@@ -33,6 +33,32 @@ func TestReloadMetrics(t *testing.T) {
 	s.wantReloads(t, "1", "1")
 }
 
+// TestReloadToDev: a server that was started without dev mode does not get its
+// example client, whose secret everybody knows; one that was goes on with it.
+func TestReloadToDev(t *testing.T) {
+	s, o := reloadable(t, nil)
+	o.Dev = true
+	for _, o := range []perch.Options{o, o.WithDev()} {
+		err := s.Reload(o)
+		if err == nil || !strings.HasPrefix(err.Error(), "dev: ") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("reload: %v", err)
+		}
+	}
+	if status, answer := s.asks(t, perch.DevClient, perch.DevSecret, nil); status != http.StatusUnauthorized {
+		t.Errorf("the example client gets %d %v", status, answer)
+	}
+	s.wantReloads(t, "0", "2")
+
+	s, o = reloadable(t, func(o *perch.Options) { o.Dev = true })
+	o.Auth.Clients = []perch.ClientOptions{{ID: "device", SecretHash: hashOf(t, "sesame")}}
+	s.reload(t, o)
+	for id, secret := range map[string]string{perch.DevClient: perch.DevSecret, "device": "sesame"} {
+		if status, answer := s.asks(t, id, secret, nil); status != http.StatusOK {
+			t.Errorf("%s in dev mode: %d %v", id, status, answer)
+		}
+	}
+}
+
 // TestReloadMixRefused: a configuration that is good by itself and not beside what
 // a reload leaves changes nothing.
 func TestReloadMixRefused(t *testing.T) {
