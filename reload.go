@@ -13,8 +13,8 @@ import (
 	"perch/topic"
 )
 
-// reloadable are the keys that a running server takes over from a reload. Of
-// the namespaces it takes those that are new and all permissions (allow_…).
+// reloadable are the keys that a running server takes over from a reload. What it
+// takes of the namespaces is in reload_topics.go.
 var reloadable = []string{
 	"api.key", "log.level",
 	"auth.hmac_secret", "auth.keys", "auth.jwks_url", "auth.jwks_refresh", "auth.issuer", "auth.audience",
@@ -34,8 +34,8 @@ const (
 
 // Reload takes over what can change while the server runs: keys (their files
 // are read again), clients, token lifetimes, the API key, origins, limits on
-// connections, permissions of topics, new namespaces, the log level and the
-// drain. No connection is dropped: sessions live on until their token ends,
+// connections, permissions of topics and whether the backend is asked for them,
+// new namespaces, the log level and the drain. No connection is dropped: sessions live on until their token ends,
 // also where the key that signed it, or the client that asked for it, is gone.
 // It takes all of it over or nothing: an error says in one line each what is
 // wrong. What differs and needs a restart is logged by its key, and left as it
@@ -52,9 +52,24 @@ func (s *Server) Reload(o Options) error {
 	return nil
 }
 
+// ReloadFailed counts a reload that ended before there were options to hand to
+// Reload: their file could not be read, say. Safe from any goroutine.
+func (s *Server) ReloadFailed() { s.reloads.Inc(reloadFailed) }
+
+// reloadOutcomes are the counts of reloads; an outcome that has not been is 0.
+func (s *Server) reloadOutcomes() map[string]uint64 {
+	return map[string]uint64{reloadOK: s.reloads.Load(reloadOK), reloadFailed: s.reloads.Load(reloadFailed)}
+}
+
 func (s *Server) reloadLocked(o Options) error {
+	old := s.live.Load()
 	o = o.WithDefaults()
 	if o.Dev {
+		// Everybody knows the example client's secret: it does not come to a server
+		// that was started without it.
+		if !old.Dev {
+			return errors.New("dev: a running server does not go over to dev mode: take it out of the configuration, or restart with it")
+		}
 		o = o.WithDev()
 	}
 	if errs := o.Check(); len(errs) > 0 {
@@ -63,8 +78,14 @@ func (s *Server) reloadLocked(o Options) error {
 	if state(s.state.Load()) == stateDraining {
 		return errors.New("perch: the server is draining")
 	}
-	old := s.live.Load()
 	next, left := merge(old, &o)
+	// What is new has been checked with what is new, not yet with what stays.
+	if errs := next.Check(); len(errs) > 0 {
+		for i, err := range errs {
+			errs[i] = fmt.Errorf("%w (with what a reload leaves as it is; a restart takes over all of it)", err)
+		}
+		return errors.Join(errs...)
+	}
 	capacity, err := capacityFor(next.Limits, s.loops)
 	if err != nil {
 		return err
@@ -122,40 +143,8 @@ func merge(old, o *Options) (next *Options, left []string) {
 	if old.Limits.ConnectionsPerSubnet == 0 {
 		m.Limits.ConnectionsPerSubnet = 0
 	}
-	m.Topics.Default = permitted(old.Topics.Default, o.Topics.Default)
-	m.Topics.Namespaces = nil
-	for _, ns := range old.Topics.Namespaces {
-		if i := namespaceAt(o.Topics.Namespaces, ns.Name); i >= 0 {
-			ns = permitted(ns, o.Topics.Namespaces[i])
-		}
-		m.Topics.Namespaces = append(m.Topics.Namespaces, ns)
-	}
-	for _, ns := range o.Topics.Namespaces {
-		if namespaceAt(old.Topics.Namespaces, ns.Name) < 0 {
-			m.Topics.Namespaces = append(m.Topics.Namespaces, ns)
-		}
-	}
+	m.Topics.Default, m.Topics.Namespaces = mergeTopics(old, o)
 	return &m, changedKeys(&m, o)
-}
-
-func namespaceAt(list []topic.NamespaceOptions, name string) int {
-	return slices.IndexFunc(list, func(ns topic.NamespaceOptions) bool { return ns.Name == name })
-}
-
-// permitted is ns with the permissions of another: the switches that begin with
-// allow.
-func permitted(ns, other topic.NamespaceOptions) topic.NamespaceOptions {
-	before := ns
-	dst, src := reflect.ValueOf(&ns).Elem(), reflect.ValueOf(other)
-	for i := range dst.NumField() {
-		if f := dst.Type().Field(i); f.Type.Kind() == reflect.Bool && strings.HasPrefix(f.Tag.Get("koanf"), "allow_") {
-			dst.Field(i).Set(src.Field(i))
-		}
-	}
-	if ns.Check() != nil {
-		return before // one of them needs what is left as it is
-	}
-	return ns
 }
 
 // takeOver copies the fields that are reloadable.

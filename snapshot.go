@@ -78,7 +78,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited,
 		RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
 		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
-		Reloads: s.reloads.Map(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
+		Reloads: s.reloadOutcomes(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
 		Backend: s.backend.Stats(),
 	}

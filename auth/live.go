@@ -6,8 +6,11 @@ import (
 	"sync/atomic"
 )
 
-// errDataDir: the store can't move.
-var errDataDir = errors.New("auth: another data directory needs a restart")
+var (
+	// errDataDir: the store can't move.
+	errDataDir = errors.New("auth: another data directory needs a restart")
+	errClosed  = errors.New("auth: closed")
+)
 
 // Live is the authority that holds now. Whoever serves a request loads it once,
 // so that a request meets one configuration, whole. Connect, Subscription and
@@ -16,6 +19,7 @@ var errDataDir = errors.New("auth: another data directory needs a restart")
 type Live struct {
 	current atomic.Pointer[Authority]
 	change  sync.Mutex
+	closed  bool // under change
 }
 
 // NewLive makes a Live of an authority, which it closes in the end.
@@ -47,6 +51,11 @@ func (l *Live) Cheap(token string) bool { return l.Load().Verifier.Cheap(token) 
 // does, and then nothing has changed.
 func (l *Live) Prepare(o Options) (apply, drop func(), err error) {
 	l.change.Lock()
+	if l.closed {
+		// Nobody would end the work of what is made now.
+		l.change.Unlock()
+		return nil, nil, errClosed
+	}
 	old := l.Load()
 	next, err := old.with(o)
 	if err != nil {
@@ -69,6 +78,7 @@ func (l *Live) Prepare(o Options) (apply, drop func(), err error) {
 func (l *Live) Close() error {
 	l.change.Lock()
 	defer l.change.Unlock()
+	l.closed = true
 	return l.Load().Close()
 }
 

@@ -74,6 +74,7 @@ type server interface {
 	Ready() <-chan struct{}
 	Abort()
 	Reload(perch.Options) error
+	ReloadFailed()
 	Lag() time.Duration
 	DrainTime() time.Duration
 }
@@ -86,9 +87,14 @@ type hooks struct {
 
 // serve runs srv until it ends by itself or a signal drains it.
 func serve(cmd *cobra.Command, srv server, h hooks) error {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
+	// No reload, and no crowd of them, stands in the way of an end. Two signals are
+	// all that an end listens to; of those that come during a reload, one is as good
+	// as many.
+	stops, hups := make(chan os.Signal, 2), make(chan os.Signal, 1)
+	signal.Notify(stops, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(stops)
+	signal.Notify(hups, syscall.SIGHUP)
+	defer signal.Stop(hups)
 
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
@@ -102,6 +108,8 @@ func serve(cmd *cobra.Command, srv server, h hooks) error {
 
 	ready := srv.Ready()
 	draining := false
+	asked := (<-chan os.Signal)(hups) // nil: nothing is reloaded now
+	reloaded := make(chan bool, 1)
 	for {
 		select {
 		case err := <-done:
@@ -110,27 +118,33 @@ func serve(cmd *cobra.Command, srv server, h hooks) error {
 			ready = nil
 			h.greet()
 			n.ready("serving")
-		case sig := <-signals:
-			switch {
-			case sig == syscall.SIGHUP:
-				if draining {
-					continue // there is nothing left to change
-				}
-				if ready != nil {
-					reload(cmd, srv, h)
-					continue
-				}
+		case <-asked:
+			asked = nil // until this one is done: never two at once
+			told := ready == nil
+			if told {
 				n.reloading()
-				reload(cmd, srv, h)
-				n.ready("serving")
-			case draining:
-				return abort(srv, done)
-			default:
-				draining = true
-				fmt.Fprintln(cmd.ErrOrStderr(), "perch: draining; once more to stop at once")
-				n.stopping(srv.DrainTime() + stopGrace)
-				cancel()
 			}
+			go func() {
+				reload(cmd, srv, h)
+				reloaded <- told
+			}()
+		case told := <-reloaded:
+			if draining {
+				continue
+			}
+			asked = hups
+			if told {
+				n.ready("serving")
+			}
+		case <-stops:
+			if draining {
+				return abort(srv, done)
+			}
+			draining = true
+			asked = nil // there is nothing left to change
+			fmt.Fprintln(cmd.ErrOrStderr(), "perch: draining; once more to stop at once")
+			n.stopping(srv.DrainTime() + stopGrace)
+			cancel()
 		}
 	}
 }
@@ -141,6 +155,8 @@ func reload(cmd *cobra.Command, srv server, h hooks) {
 	opts, err := h.reload()
 	if err == nil {
 		err = srv.Reload(opts)
+	} else {
+		srv.ReloadFailed()
 	}
 	if err != nil {
 		text := strings.ReplaceAll(err.Error(), "\n", "; ")

@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ type fakeServer struct {
 
 	reloads   chan perch.Options
 	reloadErr error
+	failed    atomic.Int32
 }
 
 func newFake() *fakeServer {
@@ -62,6 +64,7 @@ func (f *fakeServer) Reload(o perch.Options) error {
 	f.reloads <- o
 	return f.reloadErr
 }
+func (f *fakeServer) ReloadFailed()            { f.failed.Add(1) }
 func (f *fakeServer) Lag() time.Duration       { return 0 }
 func (f *fakeServer) DrainTime() time.Duration { return time.Second }
 func (f *fakeServer) Ready() <-chan struct{}   { return f.ready }

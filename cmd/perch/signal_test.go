@@ -124,6 +124,21 @@ func status(url string) int {
 	return resp.StatusCode
 }
 
+// page is what a page says.
+func page(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
 // field is a field of a message to the service manager.
 func field(t *testing.T, message, name string) string {
 	t.Helper()
@@ -303,8 +318,19 @@ func TestReloadBySignal(t *testing.T) {
 	if said := said(); strings.Count(said, "\n") != 1 || !strings.Contains(said, "perch.yaml:2: auth.requier: unknown key") {
 		t.Errorf("a file that can't be read: %q", said)
 	}
+	before = s.stderr.String()
+	reload("dev: true\n" + client)
+	lines(1)
+	if said := said(); strings.Count(said, "\n") != 1 || !strings.HasPrefix(said, "perch: configuration not reloaded: dev: ") {
+		t.Errorf("a file that turns dev mode on: %q", said)
+	}
 	if got := ask(); got != http.StatusOK {
 		t.Errorf("after files with errors: %d", got)
+	}
+	// Counted wherever they failed, in the reading or in the taking over.
+	if m := page(t, "http://"+s.admin+"/metrics"); !strings.Contains(m, "\nperch_config_reloads_total{outcome=\"failed\"} 3\n") ||
+		!strings.Contains(m, "\nperch_config_reloads_total{outcome=\"ok\"} 1\n") {
+		t.Error("the metrics do not tell of the reloads")
 	}
 	// A flag stands above the file, so listen is as it was; loops differs.
 	before = s.stderr.String()
