@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -41,9 +40,10 @@ func working(err error) bool {
 }
 
 // unasked tells whether a call says nothing about the backend: its session went
-// away, or there was no connection to ask it on.
+// away, its caller's time ended before its own, or there was no connection to ask
+// on. The last two are our overload, which a working backend is not punished for.
 func unasked(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, errBusy)
+	return errors.Is(err, errGone) || errors.Is(err, errLate) || errors.Is(err, errBusy)
 }
 
 // logEvery is how often the failures of one method are logged.

@@ -73,7 +73,7 @@ func newBackend(t *testing.T, methods []backend.Method, change ...func(*rigOptio
 	b := &fakeService{answers: map[string]string{}, asked: map[string]int{}, last: map[string]string{}, gone: make(chan struct{}, 100)}
 	b.Server = httptest.NewServer(b)
 	var o backend.Options
-	o.Timeout, o.Retries, o.BreakerFailures = 10*time.Second, -1, -1
+	o.Timeout, o.Least, o.Retries, o.BreakerFailures = 10*time.Second, time.Millisecond, -1, -1
 	for _, m := range methods {
 		o.URLs[m] = b.URL + "/" + m.String()
 	}
