@@ -153,8 +153,10 @@ type loopState struct {
 	// seconds, by topic. Few sessions have any.
 	expiries map[session.ID]map[string]int64
 	// refreshing are the sessions and, with a topic, the subscriptions of which the
-	// backend is asked whether they go on.
-	refreshing map[refreshed]struct{}
+	// backend is asked whether they go on: the numbers of the questions, of which
+	// questions is the last.
+	refreshing map[refreshed]uint64
+	questions  uint64
 }
 
 // The encodings have the same numbers in both tables.
