@@ -26,7 +26,8 @@ type work struct {
 	refused bool
 	// cancel ends the call under way.
 	cancel context.CancelFunc
-	// backlog holds the commands that wait, each behind its length, from at on.
+	// backlog holds the commands that wait, from at on: each behind twice its
+	// length, and one more where it is to be refused as over the rate.
 	backlog []byte
 	at      int
 }
@@ -61,8 +62,9 @@ func (c *Commands) noRoom(s *session.Session, id uint32) {
 	c.fail(s, id, protocol.ErrTooManyRequests)
 }
 
-// postpone copies a command to the backlog.
-func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, raw []byte) {
+// postpone copies a command to the backlog. One over the rate waits too: answers
+// keep the order of the commands.
+func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, raw []byte, over bool) {
 	waiting := len(w.backlog) - w.at
 	if waiting+len(raw)+binary.MaxVarintLen32 > c.opts.SessionBytes {
 		c.counters.BacklogOverflow.Add(1)
@@ -78,7 +80,11 @@ func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, ra
 		w.backlog = w.backlog[:copy(w.backlog, w.backlog[w.at:])]
 		w.at = 0
 	}
-	w.backlog = binary.AppendUvarint(w.backlog, uint64(len(raw)))
+	head := uint64(len(raw)) << 1
+	if over {
+		head++
+	}
+	w.backlog = binary.AppendUvarint(w.backlog, head)
 	w.backlog = append(w.backlog, raw...)
 }
 
@@ -152,10 +158,10 @@ func (c *Commands) drain(s *session.Session) {
 			s.Loop().Post(session.PostOverhead, s.ID(), func(s *session.Session) { c.resume(s, nil) })
 			return
 		}
-		size, k := binary.Uvarint(w.backlog[w.at:])
+		head, k := binary.Uvarint(w.backlog[w.at:])
 		from := w.at + k
-		w.at = from + int(size)
-		c.run(s, e, w.backlog[from:w.at])
+		w.at = from + int(head>>1)
+		c.run(s, e, w.backlog[from:w.at], head&1 != 0)
 	}
 }
 

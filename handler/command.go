@@ -288,9 +288,9 @@ func (c *Commands) MessagePart(s *session.Session, data []byte, binary bool, don
 		w := workOf(s)
 		switch {
 		case w == nil || !w.busy && !w.refused:
-			c.run(s, e, raw)
+			c.run(s, e, raw, c.overRate(s))
 		case w.busy:
-			c.postpone(s, w, e, raw)
+			c.postpone(s, w, e, raw, c.overRate(s))
 		}
 	}
 	return nil, n
@@ -342,8 +342,14 @@ func (c *Commands) badRequest(s *session.Session, why string) {
 
 func (c *Commands) clientID(s *session.Session) string { return s.ClientID(c.opts.Node) }
 
-// run decodes one command and does it.
-func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
+// overRate takes a command from the rate of s as it comes, not as it is done: the
+// backlog of a client that kept to its rate runs at once. true: there is none left.
+func (c *Commands) overRate(s *session.Session) bool {
+	return c.opts.CommandRate > 0 && !c.at(s).paces.Allow(s.ID(), int64(time.Since(c.began)))
+}
+
+// run decodes one command and does it, or refuses it as over the rate.
+func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte, over bool) {
 	// The command is taken out of the loop's state while it is in use: a panic
 	// leaves it behind, half done.
 	st := c.at(s)
@@ -351,14 +357,14 @@ func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
 	if st.cmd = nil; cmd == nil {
 		cmd = &protocol.Command{}
 	}
-	c.do(s, e, raw, cmd)
+	c.do(s, e, raw, over, cmd)
 	*cmd = protocol.Command{}
 	st.cmd = cmd
 }
 
 // do decodes raw into cmd and carries it out. cmd is used again: what outlives
 // the call keeps what cmd points to, not cmd.
-func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *protocol.Command) {
+func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, over bool, cmd *protocol.Command) {
 	if err := protocol.Decode(raw, e, cmd); err != nil {
 		c.malformed(s, err)
 		return
@@ -376,7 +382,7 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *
 		return
 	}
 	c.counters.commands[k].Add(1)
-	if c.opts.CommandRate > 0 && !c.at(s).paces.Allow(s.ID(), int64(time.Since(c.began))) {
+	if over {
 		c.counters.RateLimited.Add(1)
 		if c.log.Enabled(c.ctx, slog.LevelDebug) {
 			c.log.Debug("command over the rate", "session", c.clientID(s), "remote", s.Remote())

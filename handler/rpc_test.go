@@ -97,6 +97,45 @@ func TestRPCErrors(t *testing.T) {
 	}
 }
 
+// TestCommandRateOfBacklog: commands are taken from the rate as they come. What has
+// come within it is done, however fast, when what it waited for is; what was above
+// it is refused then, in its turn.
+func TestCommandRateOfBacklog(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		r := newRig(t, func(o *rigOptions) { o.CommandRate = 1 })
+		gate := make(chan struct{})
+		r.c.HandleRPC("wait", func(context.Context, RPCRequest) ([]byte, error) {
+			<-gate
+			return nil, nil
+		})
+		// The rates have a clock of their own, which begins here: a second before.
+		second := func() { r.c.began = r.c.began.Add(-time.Second) }
+		p := r.user(e, "ann")
+		second()
+		p.send(`{"id":2,"rpc":{"method":"wait"}}`)
+		for id := 3; id < 6; id++ {
+			second()
+			p.send(fmt.Sprintf(`{"id":%d,"unsubscribe":{"channel":"a"}}`, id))
+		}
+		p.send(`{"id":6,"unsubscribe":{"channel":"a"}}`)
+		second()
+		p.send(`{"id":7,"unsubscribe":{"channel":"a"}}`)
+		p.wants()
+		close(gate)
+		p.heard(6)
+		p.wants(`{"id":2,"rpc":{}}`, `{"id":3,"unsubscribe":{}}`, `{"id":4,"unsubscribe":{}}`, `{"id":5,"unsubscribe":{}}`,
+			answer(6, `"error":{"code":111,"message":"too many requests","temporary":true}`), `{"id":7,"unsubscribe":{}}`)
+		if n := r.c.Counters().RateLimited.Load(); n != 1 {
+			t.Errorf("%d over the rate", n)
+		}
+		p.idle()
+		// The backlog's commands have been taken once.
+		second()
+		p.send(`{"id":8,"unsubscribe":{"channel":"a"}}`)
+		p.wants(`{"id":8,"unsubscribe":{}}`)
+	})
+}
+
 func TestRPCIsNotOvertaken(t *testing.T) {
 	both(t, func(t *testing.T, e session.Encoding) {
 		r := newRig(t)
