@@ -4,10 +4,11 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
+
+	"perch/internal/pace"
 )
 
 // newBreaker makes the circuit breaker of e, one a method: where one place of a
@@ -54,24 +55,13 @@ const logEvery = 10 * time.Second
 type complaints struct {
 	log             *slog.Logger
 	method, backend string
-
-	mu    sync.Mutex
-	next  time.Time
-	quiet int // failures since the last one that was logged
+	seldom          pace.Seldom
 }
 
 func (c *complaints) add(outcome string, err error) {
-	now := time.Now()
-	c.mu.Lock()
-	if now.Before(c.next) {
-		c.quiet++
-		c.mu.Unlock()
-		return
+	if quiet, ok := c.seldom.Pass(logEvery); ok {
+		c.log.Error("backend call failed", "method", c.method, "backend", c.backend, "reason", outcome, "more", quiet, "err", err)
 	}
-	quiet := c.quiet
-	c.quiet, c.next = 0, now.Add(logEvery)
-	c.mu.Unlock()
-	c.log.Error("backend call failed", "method", c.method, "backend", c.backend, "reason", outcome, "more", quiet, "err", err)
 }
 
 // breaker is called under the breaker's lock.

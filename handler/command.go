@@ -114,6 +114,9 @@ const (
 
 	// maxBuffer is the largest buffer for replies that a loop keeps.
 	maxBuffer = 64 << 10
+	// unsaidEvery is how often replies are logged that can't be encoded, of one
+	// method: a method that gives what is no JSON does so for each of its calls.
+	unsaidEvery = 10 * time.Second
 	// maxTTL is the longest time, in seconds, that a client is told: a year. SDKs
 	// make a timer of it.
 	maxTTL = 365 * 24 * 3600
@@ -136,6 +139,9 @@ type Commands struct {
 	asking  askingLanes
 	methods atomic.Pointer[map[string]*method]
 	send    atomic.Pointer[sender]
+	// unsaid and unsaidRPC pick what is logged of replies that can't be encoded,
+	// unsaidRPC of the backend's answers to calls.
+	unsaid, unsaidRPC pace.Seldom
 
 	// Each element is its loop's alone, which makes it when it first needs it.
 	loops [session.MaxLoops]*loopState
@@ -421,22 +427,36 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, over 
 
 // reply sends r. Runs on the loop; s may be closed afterwards.
 func (c *Commands) reply(s *session.Session, r *protocol.Reply) {
+	if err := c.say(s, r); err != nil {
+		c.notSaid(s, r.Id, &c.unsaid, err)
+	}
+}
+
+// say is reply where the caller knows whose fault an error is: what an application
+// gave can't be said in the client's format, and nothing has been sent.
+func (c *Commands) say(s *session.Session, r *protocol.Reply) error {
 	if s.Encoding.Unidirectional() {
 		c.tell(s, r)
-		return
+		return nil
 	}
 	st := c.at(s)
 	buf, err := protocol.AppendReply(st.buf[:0], encodingOf(s), r)
-	if err != nil {
-		// What an application gave can't be said in the client's format.
-		c.log.Error("reply not encoded", "session", c.clientID(s), "err", err)
-		if r.Id == 0 {
-			return
-		}
-		c.fail(s, r.Id, protocol.ErrInternal)
-		return
+	if err == nil {
+		c.write(s, st, buf)
 	}
-	c.write(s, st, buf)
+	return err
+}
+
+// notSaid answers the command id, where it is one, in the place of a reply that
+// can't be encoded. log picks what is logged of it.
+func (c *Commands) notSaid(s *session.Session, id uint32, log *pace.Seldom, err error) {
+	c.counters.NotEncoded.Add(1)
+	if quiet, ok := log.Pass(unsaidEvery); ok {
+		c.log.Error("reply not encoded", "session", c.clientID(s), "more", quiet, "err", err)
+	}
+	if id != 0 {
+		c.fail(s, id, protocol.ErrInternal)
+	}
 }
 
 // fail answers the command id with e.

@@ -198,7 +198,7 @@ func TestRepliesCostNothing(t *testing.T) {
 		p.s.State = session.StateConnected
 		data := []byte(`{"a":1}`)
 		pub := &publishing{c: r.c, id: 4}
-		run, called := &running{c: r.c, id: 5}, r.c.called(5, data)
+		run, called := &running{c: r.c, id: 5}, r.c.called(5, "m", &r.c.unsaid, data)
 		ns, _ := r.topics.Namespace("a")
 		w := wish{id: 6, name: "a", ns: ns, request: &pb.SubscribeRequest{}}
 		if n := testing.AllocsPerRun(100, func() {

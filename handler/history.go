@@ -226,8 +226,7 @@ func (c *Commands) answered(s *session.Session, id uint32, frame []byte, err err
 	most := c.opts.ReplyBytes
 	switch {
 	case err != nil:
-		c.log.Error("reply not encoded", "session", c.clientID(s), "err", err)
-		c.fail(s, id, protocol.ErrInternal)
+		c.notSaid(s, id, &c.unsaid, err)
 	case most > 0 && len(frame) > answerFactor*most:
 		c.fail(s, id, protocol.ErrLimitExceeded)
 	case most > 0 && len(frame) > most && s.Pending() > 0:

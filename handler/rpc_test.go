@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"perch/auth"
+	"perch/backend"
 	"perch/session"
 )
 
@@ -92,8 +93,40 @@ func TestRPCErrors(t *testing.T) {
 	p.send(`{"id":2,"rpc":{"method":"raw"}}`)
 	p.heard(1)
 	p.wants(answer(2, errInternal))
-	if !strings.Contains(r.log.String(), "reply not encoded") {
-		t.Error(r.log.String())
+}
+
+// TestRPCNotEncoded: answers that are no JSON are counted each, and logged once for
+// each method of the process, once for the backend.
+func TestRPCNotEncoded(t *testing.T) {
+	r, b := newBackend(t, methods(backend.RPC))
+	for _, name := range []string{"raw", "bad"} {
+		r.c.HandleRPC(name, func(context.Context, RPCRequest) ([]byte, error) { return []byte("no json"), nil })
+	}
+	b.say("rpc", `{"result":{"b64data":"bm8ganNvbg=="}}`)
+	p, q := r.user(session.EncodingJSON, "ann"), r.user(session.EncodingProtobuf, "bob")
+	for range 5 {
+		for _, name := range []string{"raw", "bad", "theirs", "any " + strings.Repeat("x", 100)} {
+			p.send(fmt.Sprintf(`{"id":2,"rpc":{"method":%q}}`, name))
+			p.heard(1)
+			p.wants(answer(2, errInternal))
+		}
+	}
+	q.send(`{"id":2,"rpc":{"method":"raw"}}`)
+	q.heard(1)
+	if got := q.replies(); got[0].Error != nil || string(got[0].Rpc.Data) != "no json" {
+		t.Errorf("Protobuf carries all, and %v", got)
+	}
+	if n := r.c.Counters().Snapshot().NotEncoded; n != 20 {
+		t.Errorf("%d counted", n)
+	}
+	log := r.log.String()
+	for _, name := range []string{"raw", "bad", "theirs"} {
+		if strings.Count(log, `method \"`+name+`\"`) != 1 {
+			t.Errorf("%s is not named once: %s", name, log)
+		}
+	}
+	if n := strings.Count(log, "reply not encoded"); n != 3 {
+		t.Errorf("%d lines: %s", n, log)
 	}
 }
 
