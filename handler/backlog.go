@@ -53,13 +53,22 @@ func (c *Commands) Busy(s *session.Session) bool {
 	return w != nil && (w.busy || w.at < len(w.backlog)) && !w.refused
 }
 
+// Why there was no room for a command; the log says so.
+const (
+	noRoomRate    = "over the rate"
+	noRoomBacklog = "backlog full"
+	noRoomQueue   = "queue full" // of the pool, or a loop's inbox
+	noRoomPending = "too much waits for the peer"
+)
+
 // noRoom answers a command that nothing has taken.
-func (c *Commands) noRoom(s *session.Session, id uint32) {
+func (c *Commands) noRoom(s *session.Session, id uint32, why string) {
 	if c.opts.Overflow == OverflowClose {
+		c.logRefused(s, protocol.ErrTooManyRequests, why)
 		s.Close(session.ReasonTooManyRequests)
 		return
 	}
-	c.fail(s, id, protocol.ErrTooManyRequests)
+	c.failFor(s, id, protocol.ErrTooManyRequests, why)
 }
 
 // postpone copies a command to the backlog. One over the rate waits too: answers
@@ -73,7 +82,7 @@ func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, ra
 			c.malformed(s, err)
 			return
 		}
-		c.noRoom(s, cmd.Id)
+		c.noRoom(s, cmd.Id, noRoomBacklog)
 		return
 	}
 	if w.at > 0 && len(w.backlog)+len(raw)+binary.MaxVarintLen32 > cap(w.backlog) {
@@ -95,7 +104,7 @@ func (c *Commands) offload(s *session.Session, id uint32, size int, slow func() 
 	loop, name := s.Loop(), s.ID()
 	if !loop.Reserve(session.PostOverhead) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
+		c.noRoom(s, id, noRoomQueue)
 		return false
 	}
 	w := needWork(s)
@@ -120,7 +129,7 @@ func (c *Commands) offload(s *session.Session, id uint32, size int, slow func() 
 		w.busy = false
 		release(s)
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
+		c.noRoom(s, id, noRoomQueue)
 	}
 	return taken
 }

@@ -390,10 +390,7 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, over 
 	c.counters.commands[k].Add(1)
 	if over {
 		c.counters.RateLimited.Add(1)
-		if c.log.Enabled(c.ctx, slog.LevelDebug) {
-			c.log.Debug("command over the rate", "session", c.clientID(s), "remote", s.Remote())
-		}
-		c.noRoom(s, cmd.Id)
+		c.noRoom(s, cmd.Id, noRoomRate)
 		return
 	}
 	switch k {
@@ -460,7 +457,19 @@ func (c *Commands) notSaid(s *session.Session, id uint32, log *pace.Seldom, err 
 }
 
 // fail answers the command id with e.
-func (c *Commands) fail(s *session.Session, id uint32, e *Error) {
+func (c *Commands) fail(s *session.Session, id uint32, e *Error) { c.failFor(s, id, e, e.Message) }
+
+// logRefused notes, for whoever looks into one client's troubles, that a command
+// gets e.
+func (c *Commands) logRefused(s *session.Session, e *Error, why string) {
+	if c.log.Enabled(c.ctx, slog.LevelDebug) {
+		c.log.Debug("command refused", "session", c.clientID(s), "remote", s.Remote(), "code", e.Code, "reason", why)
+	}
+}
+
+// failFor is fail with a reason that only the log tells.
+func (c *Commands) failFor(s *session.Session, id uint32, e *Error, why string) {
+	c.logRefused(s, e, why)
 	if s.Encoding.Unidirectional() {
 		c.failUni(s, e)
 		return

@@ -190,7 +190,7 @@ func (c *Commands) start(s *session.Session, what call, f func(context.Context) 
 	loop := s.Loop()
 	if !loop.Reserve(replyRoom) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, what.id)
+		c.noRoom(s, what.id, noRoomQueue)
 		return false
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, what.time)
@@ -213,7 +213,7 @@ func (c *Commands) start(s *session.Session, what call, f func(context.Context) 
 			w.busy, w.cancel = false, nil
 			release(s)
 			c.counters.PoolFull.Add(1)
-			c.noRoom(s, what.id)
+			c.noRoom(s, what.id, noRoomQueue)
 			return false
 		}
 		return true
