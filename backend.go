@@ -36,7 +36,7 @@ func (s *Server) wireBackend() error {
 	}
 	var err error
 	s.backend, err = backend.New(backend.Options{
-		URLs: b.urls(), Timeout: b.Timeout, Connections: b.Connections, IdleTimeout: b.IdleTimeout, Wait: b.Wait,
+		URLs: b.urls(), Timeout: b.Timeout, Least: min(b.Timeout, s.opts.backendTimeout()/2), Connections: b.Connections, IdleTimeout: b.IdleTimeout, Wait: b.Wait,
 		ResponseSize: b.ResponseSize, Retries: b.Retries, Secret: b.Secret, Static: b.StaticHeaders, Binary: b.Binary,
 		BreakerFailures: b.BreakerFailures, BreakerOpen: b.BreakerOpen, Logger: s.log,
 	})

@@ -249,6 +249,23 @@ func TestBackendStuck(t *testing.T) {
 	s.stop(t)
 }
 
+// TestBackendLongestTimeout: a call may have all the time that a client waits, and
+// still be begun.
+func TestBackendLongestTimeout(t *testing.T) {
+	b := newService(t)
+	s := start(t, func(o *perch.Options) {
+		b.serve(o, "rpc")
+		o.Backend.Timeout = 7500 * time.Millisecond
+	})
+	b.on("rpc", says(`{"result":{"data":1}}`))
+	p := s.session(t, "alice")
+	p.send(`{"id":2,"rpc":{"method":"m"}}`)
+	if r := p.reply(2); r["error"] != nil {
+		t.Errorf("answered %v", r)
+	}
+	s.wantMetric(t, `perch_backend_calls_total{method="rpc",outcome="ok"}`, "1")
+}
+
 // TestBackendOrder: what a session sends behind a slow call is done behind it.
 func TestBackendOrder(t *testing.T) {
 	b := newService(t)

@@ -75,7 +75,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Memory: s.memoryLayers(), MemoryRefusing: s.memory != nil && s.memory.refusing.Load(),
 		Topics: int64(t.Topics), Subscriptions: int64(t.Subscriptions),
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
-		EventIDsMalformed: c.EventIDs, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited,
+		EventIDsMalformed: c.EventIDs, NotEncoded: c.NotEncoded, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited,
 		RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
 		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
 		Reloads: s.reloadOutcomes(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),

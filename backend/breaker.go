@@ -1,14 +1,14 @@
 package backend
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
+
+	"perch/internal/pace"
 )
 
 // newBreaker makes the circuit breaker of e, one a method: where one place of a
@@ -41,9 +41,10 @@ func working(err error) bool {
 }
 
 // unasked tells whether a call says nothing about the backend: its session went
-// away, or there was no connection to ask it on.
+// away, its caller's time ended before its own, or there was no connection to ask
+// on. The last two are our overload, which a working backend is not punished for.
 func unasked(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, errBusy)
+	return errors.Is(err, errGone) || errors.Is(err, errLate) || errors.Is(err, errBusy)
 }
 
 // logEvery is how often the failures of one method are logged.
@@ -54,24 +55,13 @@ const logEvery = 10 * time.Second
 type complaints struct {
 	log             *slog.Logger
 	method, backend string
-
-	mu    sync.Mutex
-	next  time.Time
-	quiet int // failures since the last one that was logged
+	seldom          pace.Seldom
 }
 
 func (c *complaints) add(outcome string, err error) {
-	now := time.Now()
-	c.mu.Lock()
-	if now.Before(c.next) {
-		c.quiet++
-		c.mu.Unlock()
-		return
+	if quiet, ok := c.seldom.Pass(logEvery); ok {
+		c.log.Error("backend call failed", "method", c.method, "backend", c.backend, "reason", outcome, "more", quiet, "err", err)
 	}
-	quiet := c.quiet
-	c.quiet, c.next = 0, now.Add(logEvery)
-	c.mu.Unlock()
-	c.log.Error("backend call failed", "method", c.method, "backend", c.backend, "reason", outcome, "more", quiet, "err", err)
 }
 
 // breaker is called under the breaker's lock.

@@ -150,6 +150,66 @@ func TestBreakerStaysClosed(t *testing.T) {
 			t.Errorf("%v, %s", c.outcomes(RPC), log)
 		}
 	})
+	t.Run("callers whose time ends", func(t *testing.T) {
+		entered := make(chan struct{}, 1)
+		b := newService(t, func(w http.ResponseWriter, r *http.Request) {
+			entered <- struct{}{}
+			silent(w, r)
+		})
+		c, log := newClient(t, b.URL, Options{BreakerFailures: 2, Timeout: patience, Least: time.Millisecond}, RPC)
+		for range 5 {
+			ctx := &lapsing{Context: t.Context(), done: make(chan struct{})}
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if err := c.rpc(ctx); !errors.Is(err, errLate) {
+					t.Errorf("got %v", err)
+				}
+			})
+			await(t, "a call", entered)
+			close(ctx.done)
+			wg.Wait()
+		}
+		if c.Stats().Methods[0].Breaker != 0 || c.outcomes(RPC)[outcomeLate] != 5 || strings.Count(log.String(), "\n") != 1 {
+			t.Errorf("%v, %s", c.outcomes(RPC), log)
+		}
+	})
+	t.Run("callers without time", func(t *testing.T) {
+		b := newService(t, says(`{"result":{}}`))
+		c, _ := newClient(t, b.URL, Options{BreakerFailures: 2, Timeout: patience, Least: patience / 2}, RPC)
+		for range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), patience/2-time.Second)
+			if err := c.rpc(ctx); !errors.Is(err, errLate) || !errors.Is(err, ErrFailed) {
+				t.Errorf("got %v", err)
+			}
+			cancel()
+		}
+		st := c.Stats().Methods[0]
+		if b.asked.Load() != 0 || st.Breaker != 0 || st.Calls[outcomeLate] != 5 || st.Times.Count != 0 {
+			t.Errorf("asked %d times, %+v", b.asked.Load(), st)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := c.rpc(ctx); err != nil {
+			t.Errorf("with time enough: %v", err)
+		}
+	})
+	t.Run("a wait for a connection above the timeout", func(t *testing.T) {
+		b := newService(t, says(`{"result":{}}`))
+		c, _ := newClient(t, b.URL, Options{BreakerFailures: 2, Connections: 1, Timeout: 20 * time.Millisecond, Wait: patience}, RPC)
+		e := c.endpoints[RPC]
+		if err := e.take(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			if err := c.rpc(t.Context()); !errors.Is(err, errBusy) {
+				t.Errorf("got %v", err)
+			}
+		}
+		e.give()
+		if st := c.Stats().Methods[0]; st.Breaker != 0 || st.Calls[outcomeBusy] != 5 {
+			t.Errorf("%+v", st)
+		}
+	})
 	t.Run("none", func(t *testing.T) {
 		b := newService(t, http.NotFound)
 		b.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -163,6 +223,37 @@ func TestBreakerStaysClosed(t *testing.T) {
 		if b.asked.Load() != 20 {
 			t.Errorf("asked %d times of 20", b.asked.Load())
 		}
+	})
+}
+
+// lapsing is a context whose deadline is over when the test says so.
+type lapsing struct {
+	context.Context
+	done chan struct{}
+}
+
+func (l *lapsing) Done() <-chan struct{} { return l.done }
+
+func (l *lapsing) Err() error {
+	select {
+	case <-l.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// TestBreakerOpensUnderLoad: silence is a sign also where callers have just the
+// time that a call needs.
+func TestBreakerOpensUnderLoad(t *testing.T) {
+	b := newService(t, silent)
+	const timeout = 50 * time.Millisecond
+	c, _ := newClient(t, b.URL, Options{BreakerFailures: 2, BreakerOpen: time.Hour, Timeout: timeout, Retries: -1}, RPC)
+	eventually(t, "the breaker is open", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), timeout+time.Millisecond)
+		defer cancel()
+		_ = c.rpc(ctx)
+		return c.Stats().Methods[0].Breaker == 2
 	})
 }
 

@@ -29,6 +29,12 @@ var (
 	ErrFailed = errors.New("backend: call failed")
 
 	errTooLarge = errors.New("backend: answer larger than backend.response_size")
+	// errLate: the caller's time was over, or too little of it was left to ask.
+	errLate = errors.New("backend: waited too long for a worker")
+	// errTimeout: backend.timeout was over.
+	errTimeout = fmt.Errorf("backend: no answer within backend.timeout: %w", context.DeadlineExceeded)
+	// errGone: the caller has gone.
+	errGone = errors.New("backend: caller has gone")
 )
 
 // statusError is an answer other than 200.
@@ -173,25 +179,32 @@ func call[T any, R interface {
 		if err != nil {
 			return struct{}{}, err
 		}
-		ctx, cancel := context.WithTimeout(ctx, c.opts.Timeout)
+		// From start, not from now: a caller with just enough time left is not late.
+		own, cancel := context.WithDeadlineCause(ctx, start.Add(c.opts.Timeout), errTimeout)
 		defer cancel()
-		answer, err := c.ask(ctx, e, c.header(p), body)
-		if err == nil {
-			if out, err = decode[T, R](answer); err != nil && !refusal(err) {
-				err = &unreadable{err}
-			}
+		answer, err := c.ask(own, e, c.header(p), body)
+		if err != nil {
+			return struct{}{}, ended(own, err)
+		}
+		if out, err = decode[T, R](answer); err != nil && !refusal(err) {
+			err = &unreadable{err}
 		}
 		return struct{}{}, err
 	}
 	var err error
-	if e.breaker == nil {
+	asked := true
+	if until, ok := ctx.Deadline(); ok && until.Sub(start) < c.opts.Least {
+		// Not the breaker's matter: it would only take the place of a call that can
+		// still be answered.
+		asked, err = false, errLate
+	} else if e.breaker == nil {
 		_, err = ask()
 	} else {
 		_, err = e.breaker.Execute(ask)
 	}
-	o := outcomeOf(ctx, err)
+	o := outcomeOf(err)
 	e.calls.Inc(o)
-	if o != outcomeOpen && o != outcomeBusy {
+	if asked && o != outcomeOpen && o != outcomeBusy {
 		e.times.Observe(time.Since(start))
 	}
 	switch o {
@@ -206,6 +219,19 @@ func call[T any, R interface {
 	}
 	e.log.add(o, err)
 	return nil, fmt.Errorf("%w: %w", ErrFailed, err)
+}
+
+// ended is the error of a call that failed within ctx. Where its caller's time has
+// ended, and not its own, that says nothing about the backend.
+func ended(ctx context.Context, err error) error {
+	var status statusError
+	switch cause := context.Cause(ctx); {
+	case cause == nil, errors.Is(cause, errTimeout), errors.As(err, &status), errors.Is(err, errTooLarge):
+		return err
+	case errors.Is(cause, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %w", errLate, err)
+	}
+	return fmt.Errorf("%w: %w", errGone, err)
 }
 
 // header is that of a call. The configured headers take the place of a client's.
@@ -337,11 +363,12 @@ const (
 	outcomeMalformed   = "malformed"
 	outcomeBusy        = "busy"
 	outcomeOpen        = "breaker_open"
+	outcomeLate        = "late"      // its caller's time was over, or nearly
 	outcomeCancelled   = "cancelled" // the session has gone, or the server ends
 )
 
-// outcomeOf names what has come of a call whose context was ctx.
-func outcomeOf(ctx context.Context, err error) string {
+// outcomeOf names what has come of a call.
+func outcomeOf(err error) string {
 	var refused *Error
 	var gone *Disconnect
 	var status statusError
@@ -356,8 +383,10 @@ func outcomeOf(ctx context.Context, err error) string {
 		return outcomeDisconnect
 	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
 		return outcomeOpen
-	case errors.Is(ctx.Err(), context.Canceled):
+	case errors.Is(err, errGone):
 		return outcomeCancelled
+	case errors.Is(err, errLate):
+		return outcomeLate
 	case errors.Is(err, errBusy):
 		return outcomeBusy
 	case errors.As(err, &status):

@@ -93,10 +93,10 @@ func (e *endpoint) take(ctx context.Context) error {
 		if queue == e.origin.slots {
 			<-e.share
 		}
-		if err := ctx.Err(); err != nil {
-			return err
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return ctx.Err()
 		}
-		return errBusy
+		return errBusy // also where the call's time is below the wait
 	}
 	e.origin.inUse.Add(1)
 	return nil

@@ -45,6 +45,9 @@ type Options struct {
 	URLs [MethodCount]string
 	// Timeout bounds a call with all its attempts; 0 means 3 s.
 	Timeout time.Duration
+	// Least is how much of its caller's time a call must find left to begin; 0 means
+	// Timeout. Less than that lets calls end before the backend's time is over.
+	Least time.Duration
 	// Connections bounds those to one backend, in use and idle; 0 means 64. Where
 	// several methods share a backend, one has half of them at the most.
 	Connections int
@@ -83,6 +86,7 @@ const (
 
 func (o *Options) fill() {
 	set(&o.Timeout, defaultTimeout)
+	set(&o.Least, o.Timeout)
 	set(&o.Connections, defaultConnections)
 	set(&o.IdleTimeout, defaultIdleTimeout)
 	set(&o.Wait, defaultWait)

@@ -211,6 +211,6 @@ func (c *Commands) askRPC(s *session.Session, id uint32, req *pb.RPCRequest) {
 		if err != nil {
 			return done{}, err
 		}
-		return c.called(id, r.Data), nil
+		return c.called(id, q.Method, &c.unsaidRPC, r.Data), nil
 	})
 }

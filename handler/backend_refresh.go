@@ -15,8 +15,9 @@ import (
 
 // Where the backend refreshes, it is asked when a session, or a subscription of a
 // namespace that says so, has come to its end. The session goes on meanwhile, and
-// its commands don't wait. While the backend can't be asked nobody is thrown out:
-// it is asked again.
+// its commands don't wait: one that sets another end, or ends the subscription,
+// ends the question too, and its answer comes too late. While the backend can't be
+// asked nobody is thrown out: it is asked again.
 
 // refreshed is what the backend is asked about: a session or, with a topic, a
 // subscription.
@@ -75,11 +76,13 @@ func (c *Commands) askEnd(s *session.Session, name string, m backend.Method, f f
 		c.setEnd(s, name, c.now()+soonAgain+rand.Int64N(soonAgain))
 		return
 	}
-	st := c.at(s)
+	st, what := c.at(s), refreshed{id, name}
 	if st.refreshing == nil {
-		st.refreshing = make(map[refreshed]struct{})
+		st.refreshing = make(map[refreshed]uint64)
 	}
-	st.refreshing[refreshed{id, name}] = struct{}{}
+	st.questions++
+	question := st.questions
+	st.refreshing[what] = question
 	j := c.asking[m].submit(session.PostOverhead+len(name)+len(p.Headers)+len(p.Meta), func() {
 		var r *backend.RefreshResult
 		err := error(protocol.ErrInternal)
@@ -88,6 +91,10 @@ func (c *Commands) askEnd(s *session.Session, name string, m backend.Method, f f
 				c.log.Error("panic in pool", "err", v, "stack", string(debug.Stack()))
 			}
 			loop.Post(replyRoom, id, func(s *session.Session) {
+				if st.refreshing[what] != question {
+					return // the end that was asked about is none any more
+				}
+				delete(st.refreshing, what)
 				if s != nil && !s.Closed() {
 					c.endKnown(s, name, r, err)
 				}
@@ -97,7 +104,6 @@ func (c *Commands) askEnd(s *session.Session, name string, m backend.Method, f f
 	})
 	if j == nil {
 		loop.Release(replyRoom)
-		delete(st.refreshing, refreshed{id, name})
 		c.counters.PoolFull.Add(1)
 		c.setEnd(s, name, c.now()+soonAgain+rand.Int64N(soonAgain))
 	}
@@ -114,13 +120,12 @@ func (c *Commands) setEnd(s *session.Session, name string, at int64) {
 
 // endKnown takes the backend's answer about an end. Runs on the loop.
 func (c *Commands) endKnown(s *session.Session, name string, r *backend.RefreshResult, err error) {
-	delete(c.at(s).refreshing, refreshed{s.ID(), name})
 	now := c.now()
 	var gone *backend.Disconnect
 	var refusal *backend.Error
 	switch {
 	case name != "" && !c.topics.Subscribed(s, name):
-		c.rearm(s) // it has ended meanwhile
+		c.setSubscriptionExpiry(s, name, 0)
 	case errors.As(err, &gone):
 		s.CloseCustom(gone.Code, gone.Reason)
 	case errors.As(err, &refusal) && !refusal.Temporary:

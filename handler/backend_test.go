@@ -20,6 +20,7 @@ import (
 // fakeService is the user's own service.
 type fakeService struct {
 	*httptest.Server
+	hold    chan struct{} // where set, before the server is used: answers to refreshes wait for it
 	mu      sync.Mutex
 	answers map[string]string // by method; "hang" until the caller goes, "500"
 	asked   map[string]int
@@ -35,6 +36,9 @@ func (b *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.last[method] = string(body) + " " + r.Header.Get("Cookie")
 	answer := b.answers[method]
 	b.mu.Unlock()
+	if b.hold != nil && strings.HasSuffix(method, "refresh") {
+		<-b.hold
+	}
 	switch answer {
 	case "hang":
 		<-r.Context().Done()
@@ -73,7 +77,7 @@ func newBackend(t *testing.T, methods []backend.Method, change ...func(*rigOptio
 	b := &fakeService{answers: map[string]string{}, asked: map[string]int{}, last: map[string]string{}, gone: make(chan struct{}, 100)}
 	b.Server = httptest.NewServer(b)
 	var o backend.Options
-	o.Timeout, o.Retries, o.BreakerFailures = 10*time.Second, -1, -1
+	o.Timeout, o.Least, o.Retries, o.BreakerFailures = 10*time.Second, time.Millisecond, -1, -1
 	for _, m := range methods {
 		o.URLs[m] = b.URL + "/" + m.String()
 	}
@@ -310,6 +314,86 @@ func TestBackendSubRefresh(t *testing.T) {
 	}
 }
 
+// TestBackendRefreshTooLate: an answer about an end that is none any more, as there
+// is another one or another subscription, changes nothing and keeps nothing.
+func TestBackendRefreshTooLate(t *testing.T) {
+	for _, tt := range []struct {
+		name, answer string
+		commands     []string // while the question is open
+		topic        bool     // that is asked about
+		expiry       int64    // afterwards, from then on
+		answers      int      // to the commands
+	}{
+		{name: "subscribed again", topic: true, answer: `{"result":{"expired":true}}`, expiry: 3600, answers: 2,
+			commands: []string{`{"id":6,"unsubscribe":{"channel":"asked:a"}}`, `{"id":7,"subscribe":{"channel":"asked:a"}}`}},
+		{name: "refreshed by a token", topic: true, answer: `{"error":{"code":1000,"message":"no"}}`, expiry: 7200 + 3600, answers: 1,
+			commands: []string{`{"id":6,"sub_refresh":{"channel":"asked:a","token":"st"}}`}},
+		{name: "a token's session", answer: `{"disconnect":{"code":4500,"reason":"out"}}`, expiry: 7200, answers: 1,
+			commands: []string{`{"id":6,"refresh":{"token":"later"}}`}},
+		{name: "a shorter life", answer: `{"result":{"expire_at":1700000100}}`, expiry: 7200, answers: 1,
+			commands: []string{`{"id":6,"refresh":{"token":"later"}}`}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, b := newBackend(t, methods(backend.Subscribe, backend.SubRefresh, backend.Refresh))
+			b.hold = make(chan struct{})
+			start := r.now.Unix()
+			r.verifier.claims["later"] = &auth.Claims{Subject: "ann", ExpiresAt: start + 60 + 7200}
+			r.verifier.subs["st"] = &auth.SubscriptionClaims{Subject: "ann", Topic: "asked:a", ExpiresAt: start + 60 + 7200 + 3600}
+			method := "refresh"
+			if tt.topic {
+				method = "sub_refresh"
+				b.say("subscribe", fmt.Sprintf(`{"result":{"expire_at":%d}}`, start+60))
+			} else {
+				r.verifier.claims["ann"] = &auth.Claims{Subject: "ann", ExpiresAt: start + 60}
+			}
+			p := r.user(session.EncodingJSON, "ann")
+			p.send(`{"id":2,"subscribe":{"channel":"asked:a"}}`)
+			p.heard(1)
+			p.replies()
+			b.say(method, tt.answer)
+			p.pass(time.Minute)
+			p.until("the question", func() bool { return b.count(method) == 1 })
+			b.say("subscribe", fmt.Sprintf(`{"result":{"expire_at":%d}}`, r.now.Unix()+3600))
+			p.send(tt.commands...)
+			p.heard(tt.answers)
+			p.replies()
+			if p.expiry != r.now.Unix()+tt.expiry {
+				t.Errorf("expires in %d s", p.expiry-r.now.Unix())
+			}
+			close(b.hold)
+			p.until("the answer", func() bool { return r.loop.inUse() == 0 })
+			p.wantsOpen()
+			if got := p.said(); got != "" || p.expiry != r.now.Unix()+tt.expiry || !r.c.topics.Subscribed(&p.s, "asked:a") {
+				t.Errorf("told %q, expires in %d s, subscribed: %t", got, p.expiry-r.now.Unix(), r.c.topics.Subscribed(&p.s, "asked:a"))
+			}
+			if n := len(r.c.at(&p.s).refreshing); n != 0 {
+				t.Errorf("still asks %d questions", n)
+			}
+			p.pass(time.Duration(tt.expiry) * time.Second)
+			p.until("it is asked again", func() bool { return b.count(method) == 2 })
+		})
+	}
+	// Who ends its subscription, and then its session, is forgotten.
+	r, b := newBackend(t, methods(backend.Subscribe, backend.SubRefresh))
+	p := r.user(session.EncodingJSON, "ann")
+	b.say("subscribe", fmt.Sprintf(`{"result":{"expire_at":%d}}`, r.now.Unix()+60))
+	p.send(`{"id":2,"subscribe":{"channel":"asked:a"}}`)
+	p.heard(1)
+	b.say("sub_refresh", "hang")
+	p.pass(time.Minute)
+	p.until("the question", func() bool { return b.count("sub_refresh") == 1 })
+	p.send(`{"id":6,"unsubscribe":{"channel":"asked:a"}}`)
+	if n := len(r.c.at(&p.s).refreshing); n != 0 {
+		t.Errorf("still asks %d questions", n)
+	}
+	p.CloseWith(session.ReasonPeerGone, 0, "")
+	b.CloseClientConnections()
+	r.loop.until(t, "the room in the inbox", func() bool { return r.loop.inUse() == 0 })
+	if st := r.c.loops[3]; len(st.refreshing) != 0 || len(st.expiries) != 0 {
+		t.Errorf("%v and %v are kept", st.refreshing, st.expiries)
+	}
+}
+
 // TestBackendConnects: the answer to a connect, in each form it can take.
 func TestBackendConnects(t *testing.T) {
 	both(t, func(t *testing.T, e session.Encoding) {
@@ -414,8 +498,13 @@ func TestBackendGone(t *testing.T) {
 		p.heard(1)
 		p.wants(answer(2, errInternal))
 	}
-	if n := r.c.Counters().RPCTimeouts.Load(); n != 5 {
-		t.Errorf("%d timeouts", n)
+	// Who gets a worker in the last moment is late, and not asked about.
+	timeouts, late := r.c.Counters().RPCTimeouts.Load(), uint64(0)
+	for _, m := range r.c.opts.Backend.Client.Stats().Methods {
+		late += m.Calls["late"]
+	}
+	if timeouts > 5 || timeouts+late < 5 {
+		t.Errorf("%d timeouts, %d were late", timeouts, late)
 	}
 	if n := b.count("rpc"); n > 4 {
 		t.Errorf("asked %d times: what waited too long is not worth asking", n)

@@ -26,7 +26,8 @@ type work struct {
 	refused bool
 	// cancel ends the call under way.
 	cancel context.CancelFunc
-	// backlog holds the commands that wait, each behind its length, from at on.
+	// backlog holds the commands that wait, from at on: each behind twice its
+	// length, and one more where it is to be refused as over the rate.
 	backlog []byte
 	at      int
 }
@@ -52,17 +53,27 @@ func (c *Commands) Busy(s *session.Session) bool {
 	return w != nil && (w.busy || w.at < len(w.backlog)) && !w.refused
 }
 
+// Why there was no room for a command; the log says so.
+const (
+	noRoomRate    = "over the rate"
+	noRoomBacklog = "backlog full"
+	noRoomQueue   = "queue full" // of the pool, or a loop's inbox
+	noRoomPending = "too much waits for the peer"
+)
+
 // noRoom answers a command that nothing has taken.
-func (c *Commands) noRoom(s *session.Session, id uint32) {
+func (c *Commands) noRoom(s *session.Session, id uint32, why string) {
 	if c.opts.Overflow == OverflowClose {
+		c.logRefused(s, protocol.ErrTooManyRequests, why)
 		s.Close(session.ReasonTooManyRequests)
 		return
 	}
-	c.fail(s, id, protocol.ErrTooManyRequests)
+	c.failFor(s, id, protocol.ErrTooManyRequests, why)
 }
 
-// postpone copies a command to the backlog.
-func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, raw []byte) {
+// postpone copies a command to the backlog. One over the rate waits too: answers
+// keep the order of the commands.
+func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, raw []byte, over bool) {
 	waiting := len(w.backlog) - w.at
 	if waiting+len(raw)+binary.MaxVarintLen32 > c.opts.SessionBytes {
 		c.counters.BacklogOverflow.Add(1)
@@ -71,14 +82,18 @@ func (c *Commands) postpone(s *session.Session, w *work, e protocol.Encoding, ra
 			c.malformed(s, err)
 			return
 		}
-		c.noRoom(s, cmd.Id)
+		c.noRoom(s, cmd.Id, noRoomBacklog)
 		return
 	}
 	if w.at > 0 && len(w.backlog)+len(raw)+binary.MaxVarintLen32 > cap(w.backlog) {
 		w.backlog = w.backlog[:copy(w.backlog, w.backlog[w.at:])]
 		w.at = 0
 	}
-	w.backlog = binary.AppendUvarint(w.backlog, uint64(len(raw)))
+	head := uint64(len(raw)) << 1
+	if over {
+		head++
+	}
+	w.backlog = binary.AppendUvarint(w.backlog, head)
 	w.backlog = append(w.backlog, raw...)
 }
 
@@ -89,7 +104,7 @@ func (c *Commands) offload(s *session.Session, id uint32, size int, slow func() 
 	loop, name := s.Loop(), s.ID()
 	if !loop.Reserve(session.PostOverhead) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
+		c.noRoom(s, id, noRoomQueue)
 		return false
 	}
 	w := needWork(s)
@@ -114,7 +129,7 @@ func (c *Commands) offload(s *session.Session, id uint32, size int, slow func() 
 		w.busy = false
 		release(s)
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
+		c.noRoom(s, id, noRoomQueue)
 	}
 	return taken
 }
@@ -152,10 +167,10 @@ func (c *Commands) drain(s *session.Session) {
 			s.Loop().Post(session.PostOverhead, s.ID(), func(s *session.Session) { c.resume(s, nil) })
 			return
 		}
-		size, k := binary.Uvarint(w.backlog[w.at:])
+		head, k := binary.Uvarint(w.backlog[w.at:])
 		from := w.at + k
-		w.at = from + int(size)
-		c.run(s, e, w.backlog[from:w.at])
+		w.at = from + int(head>>1)
+		c.run(s, e, w.backlog[from:w.at], head&1 != 0)
 	}
 }
 

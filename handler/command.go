@@ -114,6 +114,9 @@ const (
 
 	// maxBuffer is the largest buffer for replies that a loop keeps.
 	maxBuffer = 64 << 10
+	// unsaidEvery is how often replies are logged that can't be encoded, of one
+	// method: a method that gives what is no JSON does so for each of its calls.
+	unsaidEvery = 10 * time.Second
 	// maxTTL is the longest time, in seconds, that a client is told: a year. SDKs
 	// make a timer of it.
 	maxTTL = 365 * 24 * 3600
@@ -136,6 +139,9 @@ type Commands struct {
 	asking  askingLanes
 	methods atomic.Pointer[map[string]*method]
 	send    atomic.Pointer[sender]
+	// unsaid and unsaidRPC pick what is logged of replies that can't be encoded,
+	// unsaidRPC of the backend's answers to calls.
+	unsaid, unsaidRPC pace.Seldom
 
 	// Each element is its loop's alone, which makes it when it first needs it.
 	loops [session.MaxLoops]*loopState
@@ -153,8 +159,10 @@ type loopState struct {
 	// seconds, by topic. Few sessions have any.
 	expiries map[session.ID]map[string]int64
 	// refreshing are the sessions and, with a topic, the subscriptions of which the
-	// backend is asked whether they go on.
-	refreshing map[refreshed]struct{}
+	// backend is asked whether they go on: the numbers of the questions, of which
+	// questions is the last.
+	refreshing map[refreshed]uint64
+	questions  uint64
 }
 
 // The encodings have the same numbers in both tables.
@@ -286,9 +294,9 @@ func (c *Commands) MessagePart(s *session.Session, data []byte, binary bool, don
 		w := workOf(s)
 		switch {
 		case w == nil || !w.busy && !w.refused:
-			c.run(s, e, raw)
+			c.run(s, e, raw, c.overRate(s))
 		case w.busy:
-			c.postpone(s, w, e, raw)
+			c.postpone(s, w, e, raw, c.overRate(s))
 		}
 	}
 	return nil, n
@@ -340,8 +348,14 @@ func (c *Commands) badRequest(s *session.Session, why string) {
 
 func (c *Commands) clientID(s *session.Session) string { return s.ClientID(c.opts.Node) }
 
-// run decodes one command and does it.
-func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
+// overRate takes a command from the rate of s as it comes, not as it is done: the
+// backlog of a client that kept to its rate runs at once. true: there is none left.
+func (c *Commands) overRate(s *session.Session) bool {
+	return c.opts.CommandRate > 0 && !c.at(s).paces.Allow(s.ID(), int64(time.Since(c.began)))
+}
+
+// run decodes one command and does it, or refuses it as over the rate.
+func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte, over bool) {
 	// The command is taken out of the loop's state while it is in use: a panic
 	// leaves it behind, half done.
 	st := c.at(s)
@@ -349,14 +363,14 @@ func (c *Commands) run(s *session.Session, e protocol.Encoding, raw []byte) {
 	if st.cmd = nil; cmd == nil {
 		cmd = &protocol.Command{}
 	}
-	c.do(s, e, raw, cmd)
+	c.do(s, e, raw, over, cmd)
 	*cmd = protocol.Command{}
 	st.cmd = cmd
 }
 
 // do decodes raw into cmd and carries it out. cmd is used again: what outlives
 // the call keeps what cmd points to, not cmd.
-func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *protocol.Command) {
+func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, over bool, cmd *protocol.Command) {
 	if err := protocol.Decode(raw, e, cmd); err != nil {
 		c.malformed(s, err)
 		return
@@ -374,12 +388,9 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *
 		return
 	}
 	c.counters.commands[k].Add(1)
-	if c.opts.CommandRate > 0 && !c.at(s).paces.Allow(s.ID(), int64(time.Since(c.began))) {
+	if over {
 		c.counters.RateLimited.Add(1)
-		if c.log.Enabled(c.ctx, slog.LevelDebug) {
-			c.log.Debug("command over the rate", "session", c.clientID(s), "remote", s.Remote())
-		}
-		c.noRoom(s, cmd.Id)
+		c.noRoom(s, cmd.Id, noRoomRate)
 		return
 	}
 	switch k {
@@ -413,26 +424,52 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, cmd *
 
 // reply sends r. Runs on the loop; s may be closed afterwards.
 func (c *Commands) reply(s *session.Session, r *protocol.Reply) {
+	if err := c.say(s, r); err != nil {
+		c.notSaid(s, r.Id, &c.unsaid, err)
+	}
+}
+
+// say is reply where the caller knows whose fault an error is: what an application
+// gave can't be said in the client's format, and nothing has been sent.
+func (c *Commands) say(s *session.Session, r *protocol.Reply) error {
 	if s.Encoding.Unidirectional() {
 		c.tell(s, r)
-		return
+		return nil
 	}
 	st := c.at(s)
 	buf, err := protocol.AppendReply(st.buf[:0], encodingOf(s), r)
-	if err != nil {
-		// What an application gave can't be said in the client's format.
-		c.log.Error("reply not encoded", "session", c.clientID(s), "err", err)
-		if r.Id == 0 {
-			return
-		}
-		c.fail(s, r.Id, protocol.ErrInternal)
-		return
+	if err == nil {
+		c.write(s, st, buf)
 	}
-	c.write(s, st, buf)
+	return err
+}
+
+// notSaid answers the command id, where it is one, in the place of a reply that
+// can't be encoded. log picks what is logged of it.
+func (c *Commands) notSaid(s *session.Session, id uint32, log *pace.Seldom, err error) {
+	c.counters.NotEncoded.Add(1)
+	if quiet, ok := log.Pass(unsaidEvery); ok {
+		c.log.Error("reply not encoded", "session", c.clientID(s), "more", quiet, "err", err)
+	}
+	if id != 0 {
+		c.fail(s, id, protocol.ErrInternal)
+	}
 }
 
 // fail answers the command id with e.
-func (c *Commands) fail(s *session.Session, id uint32, e *Error) {
+func (c *Commands) fail(s *session.Session, id uint32, e *Error) { c.failFor(s, id, e, e.Message) }
+
+// logRefused notes, for whoever looks into one client's troubles, that a command
+// gets e.
+func (c *Commands) logRefused(s *session.Session, e *Error, why string) {
+	if c.log.Enabled(c.ctx, slog.LevelDebug) {
+		c.log.Debug("command refused", "session", c.clientID(s), "remote", s.Remote(), "code", e.Code, "reason", why)
+	}
+}
+
+// failFor is fail with a reason that only the log tells.
+func (c *Commands) failFor(s *session.Session, id uint32, e *Error, why string) {
+	c.logRefused(s, e, why)
 	if s.Encoding.Unidirectional() {
 		c.failUni(s, e)
 		return

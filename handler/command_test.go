@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	pb "github.com/centrifugal/protocol"
 
+	"perch/protocol"
 	"perch/session"
 )
 
@@ -198,7 +200,7 @@ func TestRepliesCostNothing(t *testing.T) {
 		p.s.State = session.StateConnected
 		data := []byte(`{"a":1}`)
 		pub := &publishing{c: r.c, id: 4}
-		run, called := &running{c: r.c, id: 5}, r.c.called(5, data)
+		run, called := &running{c: r.c, id: 5}, r.c.called(5, "m", &r.c.unsaid, data)
 		ns, _ := r.topics.Namespace("a")
 		w := wish{id: 6, name: "a", ns: ns, request: &pb.SubscribeRequest{}}
 		if n := testing.AllocsPerRun(100, func() {
@@ -249,6 +251,45 @@ func TestCounters(t *testing.T) {
 	r.c.counters.failed(7)
 	if n := r.c.Counters().Snapshot().Errors[0]; n != 2 {
 		t.Errorf("%d errors of applications", n)
+	}
+}
+
+// TestCommandRefused: each error that answers a command has a line at Debug that says
+// why, and costs nothing where nobody reads it.
+func TestCommandRefused(t *testing.T) {
+	for _, overflow := range []Overflow{OverflowReply, OverflowClose} {
+		log := &syncBuffer{}
+		r := newRig(t, func(o *rigOptions) {
+			o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			o.CommandRate, o.Topics.MaxSubscriptions, o.Overflow = 5, 1, overflow
+		})
+		p := r.user(session.EncodingJSON, "ann")
+		p.send(`{"id":2,"subscribe":{"channel":"a"}}`, `{"id":3,"subscribe":{"channel":"b"}}`, `{"id":4,"presence":{"channel":"a"}}`,
+			`{"id":5,"subscribe":{"channel":"nope:a"}}`)
+		who := `level=DEBUG msg="command refused" session=` + r.c.clientID(&p.s) + ` remote=192.0.2.1:1 `
+		wants := []string{`code=106 reason="limit exceeded"`, `code=108 reason="not available"`, `code=102 reason="unknown channel"`}
+		for id := range 200 { // the rate's bucket may have gained some
+			if p.s.Closed() || r.c.Counters().RateLimited.Load() > 0 {
+				break
+			}
+			p.send(fmt.Sprintf(`{"id":%d,"unsubscribe":{"channel":"b"}}`, id+6))
+		}
+		wants = append(wants, `code=111 reason="over the rate"`)
+		for _, want := range wants {
+			if strings.Count(log.String(), who+want) != 1 {
+				t.Errorf("%s: %q is not there once: %s", overflow, want, log)
+			}
+		}
+		if n := strings.Count(log.String(), "command refused"); n != len(wants) {
+			t.Errorf("%s: %d lines: %s", overflow, n, log)
+		}
+	}
+	r := newRig(t)
+	p := &fakePeer{t: t, rig: r}
+	p.s.Open(quiet{p}, r.loop, session.MakeID(3, 9, 9))
+	p.s.Encoding, p.s.State = session.EncodingProtobuf, session.StateConnected
+	if n := testing.AllocsPerRun(100, func() { r.c.logRefused(&p.s, protocol.ErrLimitExceeded, noRoomRate) }); n != 0 {
+		t.Errorf("a line that nobody reads costs %v allocations", n)
 	}
 }
 

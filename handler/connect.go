@@ -302,8 +302,10 @@ func setInfo(s *session.Session, info []byte) {
 	s.Extra.Info = info
 }
 
-// setExpiry notes when the identity of s ends.
+// setExpiry notes when the identity of s ends. Nobody waits for what the backend
+// says of the end before.
 func (c *Commands) setExpiry(s *session.Session, at int64) {
+	delete(c.at(s).refreshing, refreshed{s.ID(), ""})
 	s.Expires = uint32(max(0, min(at, 1<<32-1)))
 	c.rearm(s)
 }

@@ -148,7 +148,7 @@ func (c *Commands) await(s *session.Session, id uint32, begin func(answer func(f
 	loop, name := s.Loop(), s.ID()
 	if !loop.Reserve(session.PostOverhead) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
+		c.noRoom(s, id, noRoomQueue)
 		return
 	}
 	needWork(s).busy = true
@@ -217,7 +217,7 @@ func (c *Commands) answerInPool(id uint32, e protocol.Encoding, size int, build 
 	})
 	if !taken {
 		c.counters.PoolFull.Add(1)
-		answer(func(s *session.Session) { c.noRoom(s, id) })
+		answer(func(s *session.Session) { c.noRoom(s, id, noRoomQueue) })
 	}
 }
 
@@ -226,13 +226,12 @@ func (c *Commands) answered(s *session.Session, id uint32, frame []byte, err err
 	most := c.opts.ReplyBytes
 	switch {
 	case err != nil:
-		c.log.Error("reply not encoded", "session", c.clientID(s), "err", err)
-		c.fail(s, id, protocol.ErrInternal)
+		c.notSaid(s, id, &c.unsaid, err)
 	case most > 0 && len(frame) > answerFactor*most:
 		c.fail(s, id, protocol.ErrLimitExceeded)
 	case most > 0 && len(frame) > most && s.Pending() > 0:
 		// Behind what waits already it would make a slow consumer of the peer.
-		c.fail(s, id, protocol.ErrTooManyRequests)
+		c.failFor(s, id, protocol.ErrTooManyRequests, noRoomPending)
 	default:
 		s.WriteFrame(frame)
 	}

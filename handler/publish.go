@@ -127,7 +127,7 @@ func (c *Commands) publishTo(s *session.Session, id uint32, ns *topic.Namespace,
 	loop := s.Loop()
 	if !loop.Reserve(session.PostOverhead) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, id)
+		c.noRoom(s, id, noRoomQueue)
 		return
 	}
 	info := c.topics.Info(s, name)

@@ -13,6 +13,7 @@ import (
 	pb "github.com/centrifugal/protocol"
 
 	"perch/backend"
+	"perch/internal/pace"
 	"perch/protocol"
 	"perch/session"
 )
@@ -48,8 +49,9 @@ type SendRequest struct {
 type SendFunc func(ctx context.Context, r SendRequest) error
 
 type method struct {
-	f    RPCFunc
-	lane *lane
+	f      RPCFunc
+	lane   *lane
+	unsaid pace.Seldom // of answers that can't be encoded
 }
 
 type sender struct {
@@ -139,14 +141,17 @@ func (c *Commands) call(s *session.Session, cmd *protocol.Command) {
 	}
 	c.start(s, call{id: id, method: req.Method, lane: m.lane, size: len(req.Data), time: c.opts.CallTimeout}, func(ctx context.Context) (done, error) {
 		data, err := m.f(ctx, r)
-		return c.called(id, data), err
+		return c.called(id, req.Method, &m.unsaid, data), err
 	})
 }
 
-// called answers a call.
-func (c *Commands) called(id uint32, data []byte) done {
+// called answers a call of the method name. log picks what is logged where data is
+// not what the client's format takes.
+func (c *Commands) called(id uint32, name string, log *pace.Seldom, data []byte) done {
 	return done{len(data), func(s *session.Session) {
-		c.reply(s, &protocol.Reply{Id: id, Rpc: &pb.RPCResult{Data: data}})
+		if err := c.say(s, &protocol.Reply{Id: id, Rpc: &pb.RPCResult{Data: data}}); err != nil {
+			c.notSaid(s, id, log, fmt.Errorf("method %.64q: %w", name, err))
+		}
 	}}
 }
 
@@ -185,7 +190,7 @@ func (c *Commands) start(s *session.Session, what call, f func(context.Context) 
 	loop := s.Loop()
 	if !loop.Reserve(replyRoom) {
 		c.counters.PoolFull.Add(1)
-		c.noRoom(s, what.id)
+		c.noRoom(s, what.id, noRoomQueue)
 		return false
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, what.time)
@@ -208,7 +213,7 @@ func (c *Commands) start(s *session.Session, what call, f func(context.Context) 
 			w.busy, w.cancel = false, nil
 			release(s)
 			c.counters.PoolFull.Add(1)
-			c.noRoom(s, what.id)
+			c.noRoom(s, what.id, noRoomQueue)
 			return false
 		}
 		return true

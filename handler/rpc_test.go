@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"perch/auth"
+	"perch/backend"
 	"perch/session"
 )
 
@@ -92,9 +93,80 @@ func TestRPCErrors(t *testing.T) {
 	p.send(`{"id":2,"rpc":{"method":"raw"}}`)
 	p.heard(1)
 	p.wants(answer(2, errInternal))
-	if !strings.Contains(r.log.String(), "reply not encoded") {
-		t.Error(r.log.String())
+}
+
+// TestRPCNotEncoded: answers that are no JSON are counted each, and logged once for
+// each method of the process, once for the backend.
+func TestRPCNotEncoded(t *testing.T) {
+	r, b := newBackend(t, methods(backend.RPC))
+	for _, name := range []string{"raw", "bad"} {
+		r.c.HandleRPC(name, func(context.Context, RPCRequest) ([]byte, error) { return []byte("no json"), nil })
 	}
+	b.say("rpc", `{"result":{"b64data":"bm8ganNvbg=="}}`)
+	p, q := r.user(session.EncodingJSON, "ann"), r.user(session.EncodingProtobuf, "bob")
+	for range 5 {
+		for _, name := range []string{"raw", "bad", "theirs", "any " + strings.Repeat("x", 100)} {
+			p.send(fmt.Sprintf(`{"id":2,"rpc":{"method":%q}}`, name))
+			p.heard(1)
+			p.wants(answer(2, errInternal))
+		}
+	}
+	q.send(`{"id":2,"rpc":{"method":"raw"}}`)
+	q.heard(1)
+	if got := q.replies(); got[0].Error != nil || string(got[0].Rpc.Data) != "no json" {
+		t.Errorf("Protobuf carries all, and %v", got)
+	}
+	if n := r.c.Counters().Snapshot().NotEncoded; n != 20 {
+		t.Errorf("%d counted", n)
+	}
+	log := r.log.String()
+	for _, name := range []string{"raw", "bad", "theirs"} {
+		if strings.Count(log, `method \"`+name+`\"`) != 1 {
+			t.Errorf("%s is not named once: %s", name, log)
+		}
+	}
+	if n := strings.Count(log, "reply not encoded"); n != 3 {
+		t.Errorf("%d lines: %s", n, log)
+	}
+}
+
+// TestCommandRateOfBacklog: commands are taken from the rate as they come. What has
+// come within it is done, however fast, when what it waited for is; what was above
+// it is refused then, in its turn.
+func TestCommandRateOfBacklog(t *testing.T) {
+	both(t, func(t *testing.T, e session.Encoding) {
+		r := newRig(t, func(o *rigOptions) { o.CommandRate = 1 })
+		gate := make(chan struct{})
+		r.c.HandleRPC("wait", func(context.Context, RPCRequest) ([]byte, error) {
+			<-gate
+			return nil, nil
+		})
+		// The rates have a clock of their own, which begins here: a second before.
+		second := func() { r.c.began = r.c.began.Add(-time.Second) }
+		p := r.user(e, "ann")
+		second()
+		p.send(`{"id":2,"rpc":{"method":"wait"}}`)
+		for id := 3; id < 6; id++ {
+			second()
+			p.send(fmt.Sprintf(`{"id":%d,"unsubscribe":{"channel":"a"}}`, id))
+		}
+		p.send(`{"id":6,"unsubscribe":{"channel":"a"}}`)
+		second()
+		p.send(`{"id":7,"unsubscribe":{"channel":"a"}}`)
+		p.wants()
+		close(gate)
+		p.heard(6)
+		p.wants(`{"id":2,"rpc":{}}`, `{"id":3,"unsubscribe":{}}`, `{"id":4,"unsubscribe":{}}`, `{"id":5,"unsubscribe":{}}`,
+			answer(6, `"error":{"code":111,"message":"too many requests","temporary":true}`), `{"id":7,"unsubscribe":{}}`)
+		if n := r.c.Counters().RateLimited.Load(); n != 1 {
+			t.Errorf("%d over the rate", n)
+		}
+		p.idle()
+		// The backlog's commands have been taken once.
+		second()
+		p.send(`{"id":8,"unsubscribe":{"channel":"a"}}`)
+		p.wants(`{"id":8,"unsubscribe":{}}`)
+	})
 }
 
 func TestRPCIsNotOvertaken(t *testing.T) {

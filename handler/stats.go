@@ -76,6 +76,7 @@ type Counters struct {
 	UserLimited     atomic.Uint64 // sessions over their user's number
 	PoolFull        atomic.Uint64 // commands refused as the pool or the inbox was full
 	EventIDs        atomic.Uint64 // ids of event streams that could not be read
+	NotEncoded      atomic.Uint64 // replies and pushes that their client's format can't carry
 	RPCTimeouts     atomic.Uint64
 	RPCPanics       atomic.Uint64
 }
@@ -99,6 +100,7 @@ type CountersSnapshot struct {
 	UserLimited     uint64
 	PoolFull        uint64
 	EventIDs        uint64
+	NotEncoded      uint64
 	RPCTimeouts     uint64
 	RPCPanics       uint64
 }
@@ -107,7 +109,7 @@ type CountersSnapshot struct {
 func (c *Counters) Snapshot() CountersSnapshot {
 	out := CountersSnapshot{
 		Commands: make(map[string]uint64, kindCount), Errors: make(map[uint32]uint64, errorCodes+1),
-		Malformed: c.Malformed.Load(), BacklogOverflow: c.BacklogOverflow.Load(), RateLimited: c.RateLimited.Load(), UserLimited: c.UserLimited.Load(), PoolFull: c.PoolFull.Load(), EventIDs: c.EventIDs.Load(),
+		Malformed: c.Malformed.Load(), BacklogOverflow: c.BacklogOverflow.Load(), RateLimited: c.RateLimited.Load(), UserLimited: c.UserLimited.Load(), PoolFull: c.PoolFull.Load(), EventIDs: c.EventIDs.Load(), NotEncoded: c.NotEncoded.Load(),
 		RPCTimeouts: c.RPCTimeouts.Load(), RPCPanics: c.RPCPanics.Load(),
 	}
 	for k := kindConnect; k < kindCount; k++ {

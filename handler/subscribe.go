@@ -175,7 +175,7 @@ func (c *Commands) subscribedFrom(s *session.Session, w wish, o topic.SubscribeO
 		case failed != nil:
 			c.fail(s, w.id, c.subscribeError(s, failed))
 		case w.request.Flag&rejectUnrecovered != 0 && w.request.Recover && result.WasRecovering && !result.Recovered:
-			c.topics.Unsubscribe(s, w.name)
+			c.leave(s, w.name)
 			c.fail(s, w.id, protocol.ErrUnrecoverablePosition)
 		default:
 			c.subscription(s, &w, result)
@@ -216,9 +216,11 @@ func (c *Commands) leave(s *session.Session, name string) bool {
 	return c.topics.Unsubscribe(s, name)
 }
 
-// setSubscriptionExpiry notes when a subscription ends; 0 for never.
+// setSubscriptionExpiry notes when a subscription ends; 0 for never, and of one that
+// has ended. Nobody waits for what the backend says of the end before.
 func (c *Commands) setSubscriptionExpiry(s *session.Session, name string, at int64) {
 	st := c.at(s)
+	delete(st.refreshing, refreshed{s.ID(), name})
 	of := st.expiries[s.ID()]
 	if at == 0 {
 		if _, ok := of[name]; !ok {

@@ -148,7 +148,7 @@ func (c *Commands) tell(s *session.Session, r *protocol.Reply) {
 		buf, err = protocol.AppendBarePush(buf, p)
 	}
 	if err != nil {
-		c.log.Error("push not encoded", "session", c.clientID(s), "err", err)
+		c.notSaid(s, 0, &c.unsaid, err)
 		if r.Connect != nil {
 			s.Close(session.ReasonServerError)
 		}

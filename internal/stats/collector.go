@@ -245,6 +245,8 @@ func table() []metric {
 			func(s *Snapshot) uint64 { return s.RateLimited }),
 		counter("user_sessions_refused_total", "Sessions refused because their user has as many as it may.",
 			func(s *Snapshot) uint64 { return s.UserLimited }),
+		counter("replies_not_encoded_total", "Replies and pushes that the format of their client could not carry.",
+			func(s *Snapshot) uint64 { return s.NotEncoded }),
 		counter("rpc_panics_total", "RPC methods that panicked.",
 			func(s *Snapshot) uint64 { return s.RPCPanics }),
 		counter("rpc_timeouts_total", "RPC methods that took too long.",

@@ -50,7 +50,7 @@ func full() Snapshot {
 		},
 		Memory: map[string]int64{"pool": 162}, MemoryUsed: 163, MemoryBudget: 164, MemoryRefusing: true,
 		RateLimited: 165, UserLimited: 166,
-		Malformed: 152, BacklogRejected: 153, EventIDsMalformed: 161,
+		Malformed: 152, BacklogRejected: 153, EventIDsMalformed: 161, NotEncoded: 917,
 		RPCPanics: 147, RPCTimeouts: 148,
 		Deflate: Deflate{
 			Sessions: 162, Declined: 163, Messages: Traffic{164, 165}, Plain: Traffic{166, 167}, Deflated: Traffic{168, 169},
@@ -132,6 +132,7 @@ var wantFull = map[string]float64{
 	`perch_malformed_messages_total`:                        152,
 	`perch_backlog_rejected_total`:                          153,
 	`perch_event_ids_malformed_total`:                       161,
+	`perch_replies_not_encoded_total`:                       917,
 	`perch_memory_bytes{layer="pool"}`:                      162,
 	`perch_memory_used_bytes`:                               163,
 	`perch_memory_budget_bytes`:                             164,

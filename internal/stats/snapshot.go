@@ -84,6 +84,8 @@ type Snapshot struct {
 	UserLimited uint64
 	// EventIDsMalformed counts the ids of event streams that could not be read.
 	EventIDsMalformed uint64
+	// NotEncoded counts replies and pushes that their client's format can't carry.
+	NotEncoded uint64
 	// RPCPanics and RPCTimeouts count methods that broke or took too long.
 	RPCPanics   uint64
 	RPCTimeouts uint64
