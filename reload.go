@@ -78,7 +78,7 @@ func (s *Server) reloadLocked(o Options) error {
 	if state(s.state.Load()) == stateDraining {
 		return errors.New("perch: the server is draining")
 	}
-	next, left := merge(old, &o)
+	next, left := merge(&s.opts, old, &o)
 	// What is new has been checked with what is new, not yet with what stays.
 	if errs := next.Check(); len(errs) > 0 {
 		for i, err := range errs {
@@ -132,15 +132,16 @@ func netLimits(o *Options, c capacity) netpoll.Limits {
 }
 
 // merge is old with what can be taken over of o, and the keys that differ and
-// can't.
-func merge(old, o *Options) (next *Options, left []string) {
+// can't. first are the options that
+// the server was made with.
+func merge(first, old, o *Options) (next *Options, left []string) {
 	m := *old
 	takeOver(reflect.ValueOf(&m).Elem(), reflect.ValueOf(o).Elem(), "")
 	// A bound that was not there at the start has nothing to go by.
-	if old.Limits.ConnectionsPerAddress == 0 {
+	if first.Limits.ConnectionsPerAddress == 0 {
 		m.Limits.ConnectionsPerAddress = 0
 	}
-	if old.Limits.ConnectionsPerSubnet == 0 {
+	if first.Limits.ConnectionsPerSubnet == 0 {
 		m.Limits.ConnectionsPerSubnet = 0
 	}
 	m.Topics.Default, m.Topics.Namespaces = mergeTopics(old, o)

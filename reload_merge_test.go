@@ -82,13 +82,13 @@ func TestMergeTopics(t *testing.T) {
 			before.Backend = tt.backend
 			after.Backend = tt.backend
 			before.Topics.Default, after.Topics.Default = tt.old, tt.file
-			next, left := merge(&before, &after)
+			next, left := merge(&before, &before, &after)
 			check("default", next.Topics.Default, tt.want, left, prefixed("topics.default."))
 
 			named := func(o ns) []ns { o.Name = "ns"; return []ns{o} }
 			before.Topics.Default, after.Topics.Default = ns{}, ns{}
 			before.Topics.Namespaces, after.Topics.Namespaces = named(tt.old), named(tt.file)
-			next, left = merge(&before, &after)
+			next, left = merge(&before, &before, &after)
 			check("namespace", next.Topics.Namespaces[0], named(tt.want)[0], left, prefixed("topics.namespaces[ns]."))
 		})
 	}
@@ -106,7 +106,7 @@ func TestMergeNewNamespace(t *testing.T) {
 	asked := whole
 	asked.Name, asked.SubscribeProxyEnabled, asked.PublishProxyEnabled, asked.SubRefreshProxyEnabled = "asked", true, true, true
 	after.Topics.Namespaces = []topic.NamespaceOptions{whole, asked}
-	next, _ := merge(&before, &after)
+	next, _ := merge(&before, &before, &after)
 	want := asked
 	want.SubscribeProxyEnabled, want.PublishProxyEnabled, want.SubRefreshProxyEnabled = false, false, false
 	want.AllowSubscribeForClient, want.AllowPublishForClient = false, false
@@ -119,7 +119,7 @@ func TestMergeNewNamespace(t *testing.T) {
 	}
 
 	before.Backend = after.Backend
-	if next, left := merge(&before, &after); len(left) > 0 || len(changedNames(next.Topics.Namespaces[1], asked)) > 0 {
+	if next, left := merge(&before, &before, &after); len(left) > 0 || len(changedNames(next.Topics.Namespaces[1], asked)) > 0 {
 		t.Errorf("with the backend: left %v, got %+v", left, next.Topics.Namespaces[1])
 	}
 }
@@ -128,4 +128,24 @@ func changedNames(a, b topic.NamespaceOptions) []string {
 	x, y := DefaultOptions(), DefaultOptions()
 	x.Topics.Default, y.Topics.Default = a, b
 	return changedKeys(&x, &y)
+}
+
+// TestMergeBoundOnAddresses: a bound that was there at the start may go and come
+// back; one that was not needs a restart.
+func TestMergeBoundOnAddresses(t *testing.T) {
+	with := DefaultOptions()
+	with.Limits.ConnectionsPerAddress, with.Limits.ConnectionsPerSubnet = 5, 50
+	without := DefaultOptions()
+	gone, left := merge(&with, &with, &without)
+	if gone.Limits.ConnectionsPerAddress != 0 || gone.Limits.ConnectionsPerSubnet != 0 || len(left) > 0 {
+		t.Errorf("taken away: %+v, left %v", gone.Limits, left)
+	}
+	back, left := merge(&with, gone, &with)
+	if back.Limits.ConnectionsPerAddress != 5 || back.Limits.ConnectionsPerSubnet != 50 || len(left) > 0 {
+		t.Errorf("back again: %+v, left %v", back.Limits, left)
+	}
+	never, left := merge(&without, &without, &with)
+	if never.Limits.ConnectionsPerAddress != 0 || never.Limits.ConnectionsPerSubnet != 0 || len(left) != 2 {
+		t.Errorf("never there: %+v, left %v", never.Limits, left)
+	}
 }
