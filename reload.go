@@ -132,8 +132,7 @@ func netLimits(o *Options, c capacity) netpoll.Limits {
 }
 
 // merge is old with what can be taken over of o, and the keys that differ and
-// can't. first are the options that
-// the server was made with.
+// can't. first are those that the server was made with.
 func merge(first, old, o *Options) (next *Options, left []string) {
 	m := *old
 	takeOver(reflect.ValueOf(&m).Elem(), reflect.ValueOf(o).Elem(), "")
