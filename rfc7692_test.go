@@ -200,9 +200,19 @@ func (d dialect) deflating(addr string) (*testkit.Conn, error) {
 	return w, nil
 }
 
+// wsFrame reads a frame with whatever reserved bits.
+func wsFrame(r io.Reader) (f ws.Frame, err error) {
+	if f.Header, err = ws.ReadHeader(r); err != nil {
+		return f, err
+	}
+	f.Payload = make([]byte, f.Header.Length)
+	_, err = io.ReadFull(r, f.Payload)
+	return f, err
+}
+
 // deflatedReply reads a frame, inflated where it has to be.
 func deflatedReply(w *testkit.Conn) (reply, error) {
-	f, err := ws.ReadFrame(w.R)
+	f, err := wsFrame(w.R)
 	if err != nil {
 		return reply{}, err
 	}
