@@ -43,7 +43,8 @@ type AddressLimits struct {
 // admission decides about new connections beside the cap on all of them. Safe
 // from any goroutine.
 type admission struct {
-	scopes [2]scope // the address, its subnet
+	scopes [2]scope    // the address, its subnet
+	looks  atomic.Bool // some scope has a bound
 
 	mu   sync.Mutex
 	all  pace.Limiter
@@ -98,6 +99,11 @@ func (a *admission) set(l *Limits) {
 			sh.mu.Unlock()
 		}
 	}
+	looks := false
+	for i := range a.scopes {
+		looks = looks || a.scopes[i].counts || a.scopes[i].rate.Load() > 0
+	}
+	a.looks.Store(looks)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.all.Rate.Count, a.wait = l.ConnectionRate, l.ConnectionWait
@@ -257,10 +263,10 @@ func (c *conn) leave() {
 	if c.refuse != admitted {
 		s.refusing.Add(-1)
 	}
-	if c.via&viaEntered != 0 {
+	if c.via&(viaAddress|viaSubnet) != 0 {
 		s.admission.leave(c.client().Addr(), c.via)
-		c.via &^= viaEntered | viaAddress | viaSubnet
 	}
+	c.via &^= viaEntered | viaAddress | viaSubnet
 }
 
 // tellEvery is how often refused connections are logged at the most: an

@@ -60,6 +60,10 @@ func (c *conn) comesFrom(a netip.AddrPort) {
 // said whose it is.
 func (c *conn) meet() {
 	s := c.loop.server
+	if len(s.opts.Trusted) == 0 && !s.admission.looks.Load() {
+		c.via |= viaEntered
+		return
+	}
 	from := c.client().Addr()
 	switch {
 	case len(s.opts.Trusted) == 0 || !s.trusts(from):
