@@ -620,7 +620,7 @@ func TestEventStreamBoundsSilence(t *testing.T) {
 	for _, tt := range []struct {
 		interval time.Duration
 		want     int
-	}{{25 * time.Second, 41_000}, {0, 0}} {
+	}{{25 * time.Second, 61_500}, {0, 0}} {
 		s, addr := start(t, func(o *Options) {
 			o.PingInterval, o.PingMisses = tt.interval, 2
 			o.Listeners[0].Endpoints = append(o.Listeners[0].Endpoints, eventsEndpoint(&recorder{quiet: true}))

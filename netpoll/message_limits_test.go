@@ -164,7 +164,7 @@ func TestUserTimeout(t *testing.T) {
 		ms, err := unix.GetsockoptInt(int(c.fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
 		got <- fmt.Sprint(ms, err)
 	})
-	if v := <-got; v != "11000 <nil>" {
+	if v := <-got; v != "16500 <nil>" {
 		t.Errorf("TCP_USER_TIMEOUT: %s", v)
 	}
 }
