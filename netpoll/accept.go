@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"syscall"
-	"time"
 
 	errorx "github.com/panjf2000/gnet/v2/pkg/errors"
 	"golang.org/x/sys/unix"
 
+	"perch/internal/pace"
 	"perch/internal/stats"
 )
 
@@ -74,7 +73,7 @@ var acceptAdvice = map[string]string{
 // acceptFailures count what accept has failed with.
 type acceptFailures struct {
 	count stats.Vec[string]
-	told  told
+	told  pace.Seldom
 }
 
 // acceptFailed is told of each accept that failed. Runs on the loop.
@@ -89,7 +88,7 @@ func (s *Server) acceptFailed(err error) {
 		s.listening.pause(acceptPause)
 	}
 	s.acceptFailures.count.Inc(cause)
-	if s.acceptFailures.told.now() {
+	if _, ok := s.acceptFailures.told.Pass(tellEvery); ok {
 		s.log.Error("connections can't be accepted", slog.String("err", err.Error()), slog.String("advice", acceptAdvice[cause]))
 	}
 }
@@ -104,17 +103,4 @@ func acceptError(format string, args []any) error {
 		return fmt.Errorf("netpoll: accept: %v", args[0])
 	}
 	return err
-}
-
-// began is from where the time that passes is counted, whatever the wall clock
-// is set to.
-var began = time.Now()
-
-// told bounds how often something is logged that a flood brings about.
-type told struct{ at atomic.Int64 } // nanoseconds since tellEvery before began
-
-// now tells whether it is time, and takes note. Safe from any goroutine.
-func (t *told) now() bool {
-	at, last := int64(tellEvery+time.Since(began)), t.at.Load()
-	return at-last >= int64(tellEvery) && t.at.CompareAndSwap(last, at)
 }

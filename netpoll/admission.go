@@ -276,7 +276,10 @@ const tellEvery = 10 * time.Second
 // tellRefused logs that connections are refused, now and then. Safe from any
 // goroutine.
 func (s *Server) tellRefused(why string) {
-	if s.draining.Load() || !s.refusals.now() {
+	if s.draining.Load() {
+		return
+	}
+	if _, ok := s.refusals.Pass(tellEvery); !ok {
 		return
 	}
 	s.log.Warn("connections are refused", slog.String("reason", why), slog.Int64("open", s.open.Load()))

@@ -91,7 +91,7 @@ func TestRatePerAddressAndSubnet(t *testing.T) {
 		r.wantStatus("192.0.2.2", "101").end()
 		r.wantStatus("192.0.2.3", "429").end()
 		r.wantStatus("192.0.3.1", "101").end()
-		time.Sleep(500 * time.Millisecond)
+		r.pass(500*time.Millisecond, func() {})
 		r.wantStatus("192.0.2.1", "101").end()
 		r.wantStatus("192.0.2.1", "429").end()
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/gobwas/ws"
 	"github.com/klauspost/compress/flate"
 
+	"perch/internal/pace"
 	"perch/session"
 )
 
@@ -123,7 +124,7 @@ type deflater struct {
 	runners int
 	idle    []*tools // at most workers
 
-	told atomic.Int64 // when refused messages were logged last, in Unix nanoseconds
+	told pace.Seldom
 }
 
 func newDeflater(s *Server, o Deflate, processors int) *deflater {
@@ -242,8 +243,7 @@ func (d *deflater) do(e errand, t *tools) {
 
 // tellRefused logs that messages of peers find no room, now and then.
 func (d *deflater) tellRefused() {
-	now, last := time.Now().UnixNano(), d.told.Load()
-	if now-last >= int64(tellEvery) && d.told.CompareAndSwap(last, now) {
+	if _, ok := d.told.Pass(tellEvery); ok {
 		d.server.log.Warn("compressed messages are refused: the pool can't keep up; give it more workers and processors, or turn compression off",
 			slog.Int("queued", d.queued()))
 	}

@@ -615,11 +615,7 @@ func TestDeflateLeavesTheInbox(t *testing.T) {
 			r.loop.flushDirty()
 			p.take()
 		}
-		for range 2 * deflatePatience {
-			time.Sleep(tick)
-			r.tick()
-			p.take()
-		}
+		r.pass(2*deflatePatience*tick, func() { p.take() })
 		if n := r.loop.inbox.bytes.Load(); n != 0 {
 			t.Errorf("%d bytes of the inbox are taken", n)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/panjf2000/gnet/v2"
 
+	"perch/internal/pace"
 	"perch/session"
 )
 
@@ -56,7 +57,7 @@ type Server struct {
 	draining    atomic.Bool
 	tight       atomic.Bool  // there is no memory for more connections
 	memory      atomic.Int64 // how much more the connections may hold
-	refusals    told
+	refusals    pace.Seldom
 
 	loopsMu sync.Mutex
 	loops   atomic.Pointer[[]*loop] // in the order in which they were met
