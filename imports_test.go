@@ -20,9 +20,10 @@ var allowedImports = map[string][]string{
 	"protocol": nil,
 	"netpoll":  {"session"},
 	"topic":    {"session"},
+	"cluster":  {"session", "topic", "auth"},
 	"handler":  {"session", "topic", "protocol", "auth", "backend"},
 	"bench":    {"protocol"},
-	"":         {"session", "netpoll", "topic", "protocol", "auth", "backend", "handler"},
+	"":         {"session", "netpoll", "topic", "protocol", "auth", "backend", "cluster", "handler"},
 	"cmd":      {"", "bench"},
 }
 

@@ -17,6 +17,8 @@ type Options struct {
 	Admin   string `koanf:"admin"`
 	DataDir string `koanf:"data_dir"`
 	Loops   int    `koanf:"loops"`
+	// Engine is memory (one node, histories end with the process) or nats.
+	Engine string `koanf:"engine"`
 	// Insecure: no token needed, every topic operation allowed.
 	Insecure bool `koanf:"insecure"`
 	// Dev: demo page, echo, example clients and permissive topics.
@@ -28,6 +30,7 @@ type Options struct {
 	API       APIOptions       `koanf:"api"`
 	Auth      AuthOptions      `koanf:"auth"`
 	Topics    TopicOptions     `koanf:"topics"`
+	NATS      NATSOptions      `koanf:"nats"`
 	WebSocket WebSocketOptions `koanf:"websocket"`
 	SSE       SSEOptions       `koanf:"sse"`
 	Heartbeat HeartbeatOptions `koanf:"heartbeat"`
@@ -132,6 +135,70 @@ type TopicOptions struct {
 	// PositionInterval is how often subscribers' positions are checked.
 	PositionInterval time.Duration `koanf:"position_interval"`
 }
+
+// NATSOptions are of engine nats.
+type NATSOptions struct {
+	// URL is a cluster outside, one or more addresses with commas between; empty: a
+	// server runs in the process, on DataDir.
+	URL string `koanf:"url" secret:"true"`
+	// Name is the node's, shown to operators; empty: the host's and a part of the
+	// node's id.
+	Name string `koanf:"name"`
+	// Prefix begins all subjects and names of streams: nodes with the same one are one
+	// cluster.
+	Prefix      string         `koanf:"prefix"`
+	Credentials string         `koanf:"credentials"` // a .creds file
+	NKey        string         `koanf:"nkey"`        // a file with a seed
+	User        string         `koanf:"user"`
+	Password    string         `koanf:"password" secret:"true"`
+	Token       string         `koanf:"token" secret:"true"`
+	TLS         NATSTLSOptions `koanf:"tls"`
+	// Replicas is how many servers of an outside cluster keep each history.
+	Replicas int `koanf:"replicas"`
+	// Timeout bounds what NATS is asked: a publication that is not stored by then has
+	// failed.
+	Timeout time.Duration `koanf:"timeout"`
+	// QueueBytes bounds the publications that wait for NATS; the next ones are
+	// refused.
+	QueueBytes int `koanf:"queue_bytes" unit:"bytes"`
+	// HistoryBytes bounds the stream of each namespace; 0: no bound but the disk's.
+	HistoryBytes int `koanf:"history_bytes" unit:"bytes"`
+
+	// Of the server in the process. Listen is where it takes clients of NATS; empty:
+	// nowhere. StoreBytes bounds all that it keeps. Sync is how often what was
+	// written is forced to the disk, SyncAlways: before each answer.
+	Listen     string      `koanf:"listen"`
+	StoreBytes int         `koanf:"store_bytes" unit:"bytes"`
+	Sync       string      `koanf:"sync"`
+	Leaf       LeafOptions `koanf:"leaf"`
+}
+
+// SyncAlways is the value of nats.sync that acknowledges nothing before it is on
+// the disk.
+const SyncAlways = "always"
+
+// NATSTLSOptions are PEM files.
+type NATSTLSOptions struct {
+	CA   string `koanf:"ca"`
+	Cert string `koanf:"cert"`
+	Key  string `koanf:"key"`
+}
+
+// LeafOptions join a site's embedded server to a hub.
+type LeafOptions struct {
+	// URL is where the hub takes leaf nodes.
+	URL string `koanf:"url" secret:"true"`
+	// Site names the leaf; no two of a hub have the same.
+	Site        string         `koanf:"site"`
+	Credentials string         `koanf:"credentials"`
+	TLS         NATSTLSOptions `koanf:"tls"`
+}
+
+// The values of engine.
+const (
+	EngineMemory = "memory"
+	EngineNATS   = "nats"
+)
 
 // WebSocketOptions are of the WebSocket endpoints.
 type WebSocketOptions struct {
@@ -280,6 +347,7 @@ func DefaultOptions() Options {
 		Listen:  "127.0.0.1:8000",
 		Admin:   "127.0.0.1:8001",
 		DataDir: "perch-data",
+		Engine:  EngineMemory,
 		Log:     LogOptions{Level: "info", Format: "text"},
 		Auth: AuthOptions{
 			Require: "connect", JWKSRefresh: 5 * time.Minute,
@@ -290,6 +358,7 @@ func DefaultOptions() Options {
 			RecoveryLimit: 300, HistoryMetaTTL: time.Hour, IdempotencyTTL: 5 * time.Minute,
 			JoinLeaveInterval: 200 * time.Millisecond, PositionInterval: 40 * time.Second,
 		},
+		NATS: NATSOptions{Prefix: "perch", Replicas: 1, Timeout: 5 * time.Second, QueueBytes: 64 << 20, Sync: "1s"},
 		WebSocket: WebSocketOptions{
 			Path: "/connection/websocket", UniPath: "/connection/uni_websocket", MessageSize: 64 << 10, CompressionThreshold: 256,
 		},

@@ -49,6 +49,7 @@ func (o Options) Check() []error {
 	c.server(&o)
 	c.auth(&o)
 	c.topics(&o)
+	c.nats(&o)
 	c.paths(&o)
 	c.webSocket(&o.WebSocket)
 	c.proxy(&o.Proxy)

@@ -2,6 +2,8 @@ package perch
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +18,7 @@ import (
 
 	"perch/auth"
 	"perch/backend"
+	"perch/cluster"
 	"perch/handler"
 	"perch/internal/stats"
 	"perch/netpoll"
@@ -60,6 +63,7 @@ type Server struct {
 	started  time.Time
 
 	// The parts, from the bottom up.
+	link      *cluster.Link // nil: engine memory
 	authority *auth.Live
 	origins   atomic.Pointer[origins]
 	registry  *session.Registry
@@ -102,6 +106,9 @@ func New(opts Options) (*Server, error) {
 	s := &Server{
 		opts: opts, log: opts.Logger, started: time.Now(), ready: make(chan struct{}), abort: make(chan struct{}),
 	}
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // does not fail
+	s.node = session.Node(binary.BigEndian.Uint64(b[:]))
 	if s.log == nil {
 		s.log, s.level = newLogger(opts.Log)
 	}
@@ -111,7 +118,7 @@ func New(opts Options) (*Server, error) {
 			s.release(time.Now())
 		}
 	}()
-	for _, step := range []func() error{s.takePorts, s.wireAuth, s.wireCore, s.wireNet, s.wireMemory, s.wireHTTP} {
+	for _, step := range []func() error{s.takePorts, s.wireLink, s.wireAuth, s.wireCore, s.wireNet, s.wireMemory, s.wireHTTP} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -349,5 +356,8 @@ func (s *Server) release(deadline time.Time) {
 		if err := s.authority.Close(); err != nil {
 			s.log.Error("close token store failed", "err", err)
 		}
+	}
+	if s.link != nil {
+		s.link.Close()
 	}
 }

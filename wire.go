@@ -1,8 +1,6 @@
 package perch
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -74,9 +72,6 @@ func (o *Options) authOptions(log *slog.Logger) auth.Options {
 // wireCore makes sessions, topics and the handler of the client protocol.
 func (s *Server) wireCore() error {
 	o := &s.opts
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // does not fail
-	s.node = session.Node(binary.BigEndian.Uint64(b[:]))
 	s.registry = session.NewRegistry()
 	memory := topic.MemoryOptions{
 		HistoryBytes: int64(o.Topics.HistoryBytes), TopicBytes: o.Topics.HistoryTopicBytes, MetaTTL: o.Topics.HistoryMetaTTL,

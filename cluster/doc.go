@@ -1,0 +1,11 @@
+// Package cluster lets several nodes be one, over NATS: a server of it that runs
+// in this process, or a cluster outside.
+//
+// A Link is the connection, and the embedded server where there is one. The
+// Broker on it implements topic.Broker: publications without a history go over
+// plain subjects, those with one into a JetStream stream for each namespace.
+//
+// Nothing here runs on an event loop. What a loop calls (Broker.Publish,
+// Broker.History) puts work into bounded queues and returns; answers come on
+// goroutines of the Link.
+package cluster

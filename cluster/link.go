@@ -1,0 +1,205 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"perch/internal/pace"
+)
+
+// maxPayload is the largest message: a publication of the largest size and what
+// it brings along.
+const maxPayload = 8 << 20
+
+// ErrUnavailable is returned while NATS can't be reached or does not answer in
+// time: whoever asked may ask again.
+var ErrUnavailable = errors.New("cluster: broker unavailable")
+
+// Link is a connection to NATS, and the server behind it where that runs in the
+// process. It comes back by itself. Its methods are safe from any goroutine.
+type Link struct {
+	opts   Options
+	log    *slog.Logger
+	server *server.Server // nil: outside
+	nc     *nats.Conn
+	js     jetstream.JetStream
+
+	connected atomic.Bool
+	losses    atomic.Uint64
+	dropped   atomic.Uint64 // messages that nobody here took in time
+	slow      pace.Seldom
+
+	mu   sync.Mutex
+	back []func() // called when the connection is back
+	lost []func() // and when it is gone
+}
+
+// Open starts the embedded server or begins to connect; it does not wait for an
+// outside one (Wait does). An error is one of the options: a file that can't be
+// read, a port that is taken.
+func Open(o Options) (*Link, error) {
+	o = o.withDefaults()
+	opts, err := o.natsOptions()
+	if err != nil {
+		return nil, err
+	}
+	l := &Link{opts: o, log: o.Logger}
+	url := servers(o.URL)
+	if url == "" {
+		if l.server, err = startServer(&l.opts); err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.InProcessServer(l.server))
+	}
+	opts = append(opts, nats.ConnectHandler(l.onConnect), nats.ReconnectHandler(l.onConnect),
+		nats.DisconnectErrHandler(l.onDisconnect), nats.ErrorHandler(l.onError))
+	if l.nc, err = nats.Connect(url, opts...); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("cluster: connect: %w", err)
+	}
+	if l.js, err = jetstream.New(l.nc, jetstream.WithDefaultTimeout(o.Timeout)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("cluster: %w", err)
+	}
+	if l.nc.IsConnected() {
+		l.connected.Store(true)
+	}
+	return l, nil
+}
+
+// Conn is the connection. It does not hear what it has itself published.
+func (l *Link) Conn() *nats.Conn { return l.nc }
+
+// JetStream is the client of the streams.
+func (l *Link) JetStream() jetstream.JetStream { return l.js }
+
+// Prefix is the first token of every subject, and begins the names of streams.
+func (l *Link) Prefix() string { return l.opts.Prefix }
+
+// Name is this node's.
+func (l *Link) Name() string { return l.opts.Name }
+
+// Replicas is how many servers keep each stream.
+func (l *Link) Replicas() int { return l.opts.Replicas }
+
+// Timeout bounds what NATS is asked.
+func (l *Link) Timeout() time.Duration { return l.opts.Timeout }
+
+// Embedded tells whether the server runs in this process.
+func (l *Link) Embedded() bool { return l.server != nil }
+
+// Alone tells that no other node can ever be reached: the server is in this
+// process, takes no clients and is no leaf.
+func (l *Link) Alone() bool {
+	return l.server != nil && l.opts.Server.Listen == "" && l.opts.Server.Leaf.URL == ""
+}
+
+// Connected tells whether NATS can be reached now.
+func (l *Link) Connected() bool { return l.connected.Load() }
+
+// Losses is how often the connection was lost.
+func (l *Link) Losses() uint64 { return l.losses.Load() }
+
+// Dropped is how many messages were dropped because they came faster than they
+// could be taken.
+func (l *Link) Dropped() uint64 { return l.dropped.Load() }
+
+// Wait returns once NATS is reached; ctx ends the wait.
+func (l *Link) Wait(ctx context.Context) error {
+	back := make(chan struct{}, 1)
+	l.OnChange(func() {
+		select {
+		case back <- struct{}{}:
+		default:
+		}
+	}, nil)
+	for !l.Connected() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-back:
+		}
+	}
+	return nil
+}
+
+// OnChange has back called whenever the connection is there again, and lost
+// whenever it is gone; either may be nil. They run on a goroutine of the
+// connection's and do not block.
+func (l *Link) OnChange(back, lost func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if back != nil {
+		l.back = append(l.back, back)
+	}
+	if lost != nil {
+		l.lost = append(l.lost, lost)
+	}
+}
+
+func (l *Link) call(list *[]func()) {
+	l.mu.Lock()
+	all := *list
+	l.mu.Unlock()
+	for _, f := range all {
+		f()
+	}
+}
+
+func (l *Link) onConnect(nc *nats.Conn) {
+	l.connected.Store(true)
+	if l.server == nil {
+		l.log.Info("broker connected", "server", nc.ConnectedUrlRedacted())
+	}
+	l.call(&l.back)
+}
+
+func (l *Link) onDisconnect(_ *nats.Conn, err error) {
+	if !l.connected.Swap(false) {
+		return
+	}
+	l.losses.Add(1)
+	if err != nil {
+		l.log.Warn("broker lost: publications with a history fail until it is back", "err", err)
+	}
+	l.call(&l.lost)
+}
+
+// onError is told of what no call can return.
+func (l *Link) onError(_ *nats.Conn, sub *nats.Subscription, err error) {
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		l.dropped.Add(1)
+		if quiet, ok := l.slow.Pass(time.Second); ok {
+			l.log.Warn("messages of the broker come faster than they can be taken", "subject", subjectOf(sub), "quiet", quiet)
+		}
+		return
+	}
+	l.log.Warn("broker error", "subject", subjectOf(sub), "err", err)
+}
+
+func subjectOf(sub *nats.Subscription) string {
+	if sub == nil {
+		return ""
+	}
+	return sub.Subject
+}
+
+// Close ends the connection, and the embedded server.
+func (l *Link) Close() {
+	if l.nc != nil {
+		l.nc.Close()
+	}
+	if l.server != nil {
+		l.server.Shutdown()
+		l.server.WaitForShutdown()
+	}
+}

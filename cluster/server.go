@@ -1,0 +1,138 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// ServerOptions are of the NATS server in the process.
+type ServerOptions struct {
+	// Dir is where it keeps its streams; made with mode 0700.
+	Dir string
+	// Listen is a host:port at which clients of NATS are taken, empty: nowhere.
+	Listen string
+	// StoreBytes bounds all that it keeps; 0: three quarters of what the file system
+	// has free.
+	StoreBytes int64
+	// SyncInterval is how often what was written is forced to the disk; 0: before
+	// each answer.
+	SyncInterval time.Duration
+	// Leaf joins it to a hub.
+	Leaf LeafOptions
+}
+
+// LeafOptions join the embedded server to a cluster elsewhere.
+type LeafOptions struct {
+	// URL is where the hub takes leaf nodes, one or more with commas between; empty:
+	// it is no leaf.
+	URL string
+	// Site names this leaf. No two of a hub have the same one.
+	Site        string
+	Credentials string
+	TLS         TLSOptions
+}
+
+const (
+	startTimeout  = 30 * time.Second
+	leafReconnect = time.Second
+)
+
+// startServer starts the embedded server.
+func startServer(o *Options) (*server.Server, error) {
+	so := &o.Server
+	if err := os.MkdirAll(so.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cluster: %w", err)
+	}
+	opts := &server.Options{
+		ServerName: o.Name, DontListen: so.Listen == "", NoSigs: true, NoLog: true, NoSystemAccount: false,
+		JetStream: true, StoreDir: so.Dir, JetStreamMaxStore: so.StoreBytes,
+		SyncInterval: so.SyncInterval, SyncAlways: so.SyncInterval == 0,
+		MaxPayload: maxPayload, MaxPending: 64 << 20,
+	}
+	if so.Listen != "" {
+		host, port, err := net.SplitHostPort(so.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("cluster: %w", err)
+		}
+		opts.Host = host
+		if opts.Port, err = strconv.Atoi(port); err != nil {
+			return nil, fmt.Errorf("cluster: %w", err)
+		}
+	}
+	if err := so.Leaf.apply(opts); err != nil {
+		return nil, err
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("cluster: start the embedded server: %w", err)
+	}
+	s.SetLoggerV2(&serverLog{o.Logger}, false, false, false)
+	s.Start()
+	if !s.ReadyForConnections(startTimeout) || !s.JetStreamEnabled() {
+		s.Shutdown()
+		return nil, errors.New("cluster: the embedded server does not start: see its lines in the log")
+	}
+	if err := os.Chmod(filepath.Join(so.Dir, "jetstream"), 0o700); err != nil && !os.IsNotExist(err) {
+		s.Shutdown()
+		return nil, fmt.Errorf("cluster: %w", err)
+	}
+	return s, nil
+}
+
+// apply joins the server to its hub.
+func (l *LeafOptions) apply(opts *server.Options) error {
+	if l.URL == "" {
+		return nil
+	}
+	remote := &server.RemoteLeafOpts{Credentials: l.Credentials}
+	for _, s := range strings.Split(l.URL, ",") {
+		u, err := url.Parse(strings.TrimSpace(s))
+		if err != nil {
+			return fmt.Errorf("cluster: the hub's address: %w", err)
+		}
+		remote.URLs = append(remote.URLs, u)
+	}
+	if l.Credentials != "" {
+		if err := readable(l.Credentials); err != nil {
+			return err
+		}
+	}
+	if l.TLS != (TLSOptions{}) {
+		c, err := l.TLS.config()
+		if err != nil {
+			return err
+		}
+		remote.TLS, remote.TLSConfig = true, c
+	}
+	opts.JetStreamDomain = l.Site
+	opts.LeafNode.ReconnectInterval = leafReconnect
+	opts.LeafNode.Remotes = []*server.RemoteLeafOpts{remote}
+	return nil
+}
+
+// serverLog brings the lines of the embedded server to ours. What it takes for
+// news is of no use to most: Debug.
+type serverLog struct{ log *slog.Logger }
+
+func (l *serverLog) say(level slog.Level, format string, v []any) {
+	if l.log.Enabled(context.Background(), level) {
+		l.log.Log(context.Background(), level, "nats server", "line", fmt.Sprintf(format, v...))
+	}
+}
+func (l *serverLog) Noticef(f string, v ...any) { l.say(slog.LevelDebug, f, v) }
+func (l *serverLog) Warnf(f string, v ...any)   { l.say(slog.LevelWarn, f, v) }
+func (l *serverLog) Fatalf(f string, v ...any)  { l.say(slog.LevelError, f, v) }
+func (l *serverLog) Errorf(f string, v ...any)  { l.say(slog.LevelError, f, v) }
+func (l *serverLog) Debugf(string, ...any)      {}
+func (l *serverLog) Tracef(string, ...any)      {}

@@ -1,0 +1,132 @@
+package perch
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"perch/cluster"
+)
+
+// natsDir is where the embedded server keeps its streams, in the data directory.
+const natsDir = "nats"
+
+// wireLink opens the way to NATS, where the engine is that. It does not wait for a
+// cluster outside.
+func (s *Server) wireLink() error {
+	o := &s.opts
+	if o.Engine != EngineNATS {
+		return nil
+	}
+	// Said in the words of the configuration.
+	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	var err error
+	if s.link, err = cluster.Open(o.linkOptions(s)); err != nil {
+		return fmt.Errorf("nats: %w", err)
+	}
+	return nil
+}
+
+// linkOptions are those of package cluster.
+func (o *Options) linkOptions(s *Server) cluster.Options {
+	n := &o.NATS
+	interval, _ := n.syncInterval() // Check has seen it
+	return cluster.Options{
+		URL: n.URL, Name: s.nodeName(), Prefix: n.Prefix, Credentials: n.Credentials, NKey: n.NKey,
+		User: n.User, Password: n.Password, Token: n.Token, TLS: cluster.TLSOptions(n.TLS),
+		Replicas: n.Replicas, Timeout: n.Timeout, Logger: s.log,
+		Server: cluster.ServerOptions{
+			Dir: filepath.Join(o.DataDir, natsDir), Listen: n.Listen, StoreBytes: int64(n.StoreBytes), SyncInterval: interval,
+			Leaf: cluster.LeafOptions{
+				URL: n.Leaf.URL, Site: n.Leaf.Site, Credentials: n.Leaf.Credentials, TLS: cluster.TLSOptions(n.Leaf.TLS),
+			},
+		},
+	}
+}
+
+// syncInterval is 0 where each answer waits for the disk.
+func (n *NATSOptions) syncInterval() (time.Duration, error) {
+	if n.Sync == SyncAlways {
+		return 0, nil
+	}
+	return time.ParseDuration(n.Sync)
+}
+
+// nodeName is what operators see of this node.
+func (s *Server) nodeName() string {
+	if s.opts.NATS.Name != "" {
+		return s.opts.NATS.Name
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "perch"
+	}
+	return fmt.Sprintf("%s-%08x", host, uint32(s.node))
+}
+
+// waitLink returns once NATS can be reached; ctx ends the wait.
+func (s *Server) waitLink(ctx context.Context) error {
+	if s.link == nil || s.link.Connected() {
+		return nil
+	}
+	s.log.Warn("waiting for the broker: not ready until it is there", "nats", "nats.url")
+	return s.link.Wait(ctx)
+}
+
+// nats checks what engine nats needs.
+func (c *checker) nats(o *Options) {
+	n := &o.NATS
+	c.oneOf("engine", o.Engine, EngineMemory, EngineNATS)
+	if err := cluster.CheckPrefix(n.Prefix); err != nil {
+		c.fail("nats.prefix", "%v", err)
+	}
+	c.count("nats.replicas", n.Replicas, 1, 5)
+	c.duration("nats.timeout", n.Timeout, 100*time.Millisecond, time.Minute)
+	c.count("nats.queue_bytes", n.QueueBytes, 1<<20, 1<<40)
+	c.count("nats.history_bytes", n.HistoryBytes, 0, 1<<50)
+	c.count("nats.store_bytes", n.StoreBytes, 0, 1<<50)
+	if d, err := n.syncInterval(); err != nil {
+		c.fail("nats.sync", "%q must be %q or a duration, such as 1s", n.Sync, SyncAlways)
+	} else if n.Sync != SyncAlways {
+		c.duration("nats.sync", d, 10*time.Millisecond, time.Hour)
+	}
+	if n.URL != "" {
+		for _, k := range []struct {
+			key string
+			set bool
+		}{{"nats.listen", n.Listen != ""}, {"nats.store_bytes", n.StoreBytes > 0}, {"nats.leaf.url", n.Leaf.URL != ""}} {
+			if k.set {
+				c.fail(k.key, "is of the server in the process, and nats.url names one outside: leave one of them out")
+			}
+		}
+	} else if n.Replicas > 1 {
+		c.fail("nats.replicas", "%d need a cluster outside (nats.url): the server in the process is one", n.Replicas)
+	}
+	if n.Listen != "" {
+		c.address("nats.listen", n.Listen, o.Dev)
+	}
+	if (n.Leaf.URL == "") != (n.Leaf.Site == "") {
+		c.fail("nats.leaf.site", "nats.leaf.url and nats.leaf.site: set both, or neither")
+	}
+	if n.Leaf.Site != "" {
+		if err := cluster.CheckPrefix(n.Leaf.Site); err != nil {
+			c.fail("nats.leaf.site", "%v", err)
+		}
+	}
+	for _, f := range []struct{ key, file string }{
+		{"nats.credentials", n.Credentials}, {"nats.nkey", n.NKey}, {"nats.tls.ca", n.TLS.CA}, {"nats.tls.cert", n.TLS.Cert},
+		{"nats.tls.key", n.TLS.Key}, {"nats.leaf.credentials", n.Leaf.Credentials}, {"nats.leaf.tls.ca", n.Leaf.TLS.CA},
+		{"nats.leaf.tls.cert", n.Leaf.TLS.Cert}, {"nats.leaf.tls.key", n.Leaf.TLS.Key},
+	} {
+		if f.file == "" {
+			continue
+		}
+		if _, err := os.Stat(f.file); err != nil {
+			c.fail(f.key, "%v", err)
+		}
+	}
+}
