@@ -2,6 +2,7 @@ package perch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,13 @@ import (
 
 // natsDir is where the embedded server keeps its streams, in the data directory.
 const natsDir = "nats"
+
+const (
+	// brokerPatience is how long a broker that is not there is worth no line in the
+	// log, brokerSay how often it is worth one then.
+	brokerPatience = time.Second
+	brokerSay      = 10 * time.Second
+)
 
 // wireLink opens the way to NATS, where the engine is that. It does not wait for a
 // cluster outside.
@@ -68,13 +76,53 @@ func (s *Server) nodeName() string {
 	return fmt.Sprintf("%s-%08x", host, uint32(s.node))
 }
 
-// waitLink returns once NATS can be reached; ctx ends the wait.
-func (s *Server) waitLink(ctx context.Context) error {
-	if s.link == nil || s.link.Connected() {
+// errNotWaited: the server was told to end before its broker was there.
+var errNotWaited = errors.New("perch: ended before the broker was there")
+
+// notWaited is what Run returns then: nothing went wrong where it was asked to end.
+func notWaited(err error) error {
+	if errors.Is(err, errNotWaited) {
 		return nil
 	}
-	s.log.Warn("waiting for the broker: not ready until it is there", "nats", "nats.url")
-	return s.link.Wait(ctx)
+	return err
+}
+
+// awaitBroker returns once the broker is there, and with it the streams of all
+// namespaces. Until then the admin port says that the server is not ready, and the
+// public one takes nobody.
+func (s *Server) awaitBroker(ctx context.Context, failed <-chan error) error {
+	if s.broker == nil {
+		return nil
+	}
+	wait, end := context.WithCancel(ctx)
+	defer end()
+	ready := make(chan error, 1)
+	go func() { ready <- s.broker.Wait(wait) }()
+	say := time.NewTicker(brokerSay)
+	defer say.Stop()
+	first := time.NewTimer(brokerPatience)
+	defer first.Stop()
+	for {
+		select {
+		case err := <-ready:
+			if err != nil {
+				return errNotWaited
+			}
+			return nil
+		case err := <-failed:
+			return err
+		case <-s.abort:
+			return errNotWaited
+		case <-first.C:
+		case <-say.C:
+		}
+		if s.link.Connected() {
+			stream, _ := s.broker.Ready()
+			s.log.Warn("not ready: the broker does not have this history yet", "stream", stream)
+		} else {
+			s.log.Warn("not ready: the broker can't be reached, see nats.url; trying on", "err", s.link.LastError())
+		}
+	}
 }
 
 // nats checks what engine nats needs.

@@ -3,6 +3,7 @@ package perch_test
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -50,6 +51,10 @@ func ignoredGoroutines() []goleak.Option {
 	}
 }
 
+// testEngine is that of the servers that tests start, where they don't choose one:
+// what holds for topics holds with each.
+var testEngine = flag.String("engine", perch.EngineMemory, "engine of the servers under test")
+
 // testSecret signs the tokens of the tests.
 const testSecret = "perch-test-secret-0123456789abcdef"
 
@@ -81,6 +86,7 @@ func start(t testing.TB, change func(*perch.Options)) *server {
 	o.Drain.Budget = time.Second
 	// A ping in between would be in the way; tests of pings set their own.
 	o.Heartbeat.Interval = time.Hour
+	o.Engine = *testEngine
 	if change != nil {
 		change(&o)
 	}

@@ -63,7 +63,8 @@ type Server struct {
 	started  time.Time
 
 	// The parts, from the bottom up.
-	link      *cluster.Link // nil: engine memory
+	link      *cluster.Link   // nil: engine memory
+	broker    *cluster.Broker // likewise
 	authority *auth.Live
 	origins   atomic.Pointer[origins]
 	registry  *session.Registry
@@ -223,7 +224,6 @@ func (s *Server) Run(ctx context.Context) error {
 
 	failed := make(chan error, 3)
 	loops := make(chan error, 1)
-	go func() { loops <- s.net.Run() }()
 	serve := func(hs *http.Server, ln net.Listener, what string) {
 		background.Go(func() {
 			if err := hs.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
@@ -231,10 +231,16 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	serve(s.public, s.net.Listener(), "public")
 	serve(s.admin, s.adminLn, "admin")
+	err := s.awaitBroker(ctx, failed)
+	if err != nil {
+		s.state.Store(int32(stateDraining))
+		_ = s.admin.Close()
+		return notWaited(err)
+	}
+	go func() { loops <- s.net.Run() }()
+	serve(s.public, s.net.Listener(), "public")
 
-	var err error
 	select {
 	case <-s.net.Started():
 		_ = s.held.Close()

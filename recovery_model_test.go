@@ -1,9 +1,11 @@
 package perch_test
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -51,6 +53,7 @@ type recoveryModel struct {
 	// published is what the oracle knows: by topic, epoch and offset.
 	published map[string]map[topic.Position]modelPublication
 	tops      map[string]topic.Position
+	sorted    map[string][]topic.Position // of published, at the end
 	// seen is what clients were given under a name, and refusals what they were told
 	// to be lost.
 	seen      map[string]map[topic.Position]string
@@ -121,6 +124,10 @@ func (m *recoveryModel) top(name string) topic.Position {
 
 // check holds all against the oracle, when everybody has come to rest.
 func (m *recoveryModel) check() {
+	m.sorted = map[string][]topic.Position{}
+	for name, all := range m.published {
+		m.sorted[name] = slices.SortedFunc(maps.Keys(all), comparePositions)
+	}
 	for name, all := range m.seen {
 		for at, data := range all {
 			if p, ok := m.published[name][at]; !ok {
@@ -132,8 +139,11 @@ func (m *recoveryModel) check() {
 	}
 	for _, r := range m.begun {
 		// A top that was not there yet hides what comes next.
-		if p, ok := m.published[r.name][r.top]; r.top.Offset > 0 && (!ok || p.at.After(r.at)) {
-			m.complain("%s: said to stand at %v, which was not published yet", r.name, r.top)
+		for _, p := range m.between(r.name, topic.Position{Epoch: r.top.Epoch}, r.top) {
+			if p.at.After(r.at) {
+				m.complain("%s: said to stand at %v, before which something was published later", r.name, r.top)
+				break
+			}
 		}
 	}
 	for _, r := range m.refusals {
@@ -141,6 +151,23 @@ func (m *recoveryModel) check() {
 			m.complain("%s: recovery from %v to %v refused: %s", r.name, r.since, r.top, why)
 		}
 	}
+}
+
+// between are the publications of a topic behind one position and up to another,
+// in their order.
+func (m *recoveryModel) between(name string, since, top topic.Position) []modelPublication {
+	i, _ := slices.BinarySearchFunc(m.sorted[name], since, comparePositions)
+	var all []modelPublication
+	for ; i < len(m.sorted[name]) && comparePositions(m.sorted[name][i], top) <= 0; i++ {
+		if at := m.sorted[name][i]; at != since {
+			all = append(all, m.published[name][at])
+		}
+	}
+	return all
+}
+
+func comparePositions(a, b topic.Position) int {
+	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Offset, b.Offset))
 }
 
 // unjust says why a recovery should have succeeded, or nothing.
@@ -156,17 +183,17 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 	if r.top.Offset < r.since.Offset {
 		return "the topic went backwards"
 	}
-	missed := r.top.Offset - r.since.Offset
-	if missed > uint64(min(o.HistorySize, modelRecoveryLimit)) {
+	missed := m.between(r.name, r.since, r.top)
+	if len(missed) > min(o.HistorySize, modelRecoveryLimit) {
 		return ""
 	}
-	if missed > 0 {
-		oldest, ok := m.published[r.name][topic.Position{Offset: r.since.Offset + 1, Epoch: r.since.Epoch}]
-		if !ok || !oldest.at.Add(o.HistoryTTL).After(r.at) {
-			return ""
-		}
+	if len(missed) > 0 && !missed[0].at.Add(o.HistoryTTL).After(r.at) {
+		return ""
 	}
-	return fmt.Sprintf("only %d were missed, none of them over", missed)
+	if len(missed) == 0 && o.HistoryMetaTTL > 0 {
+		return "" // where it stood may be forgotten
+	}
+	return fmt.Sprintf("only %d were missed, none of them over", len(missed))
 }
 
 func newRecoveryModel(seed uint64, topics []modelTopic) *recoveryModel {

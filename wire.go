@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"perch/auth"
+	"perch/cluster"
 	"perch/handler"
 	"perch/internal/stats"
 	"perch/netpoll"
@@ -77,8 +78,15 @@ func (s *Server) wireCore() error {
 		HistoryBytes: int64(o.Topics.HistoryBytes), TopicBytes: o.Topics.HistoryTopicBytes, MetaTTL: o.Topics.HistoryMetaTTL,
 	}
 	var broker topic.Broker
-	if o.broker != nil {
+	switch {
+	case o.broker != nil:
 		broker = o.broker(memory)
+	case s.link != nil:
+		s.broker = cluster.NewBroker(s.link, cluster.BrokerOptions{
+			QueueBytes: o.NATS.QueueBytes, HistoryBytes: int64(o.NATS.HistoryBytes),
+			MetaTTL: o.Topics.HistoryMetaTTL, IdempotencyTTL: o.Topics.IdempotencyTTL, Memory: memory,
+		})
+		broker = s.broker
 	}
 	var err error
 	s.topics, err = topic.New(topic.Options{

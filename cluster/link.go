@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"perch/internal/pace"
+	"perch/topic"
 )
 
 // maxPayload is the largest message: a publication of the largest size and what
@@ -22,7 +23,7 @@ const maxPayload = 8 << 20
 
 // ErrUnavailable is returned while NATS can't be reached or does not answer in
 // time: whoever asked may ask again.
-var ErrUnavailable = errors.New("cluster: broker unavailable")
+var ErrUnavailable = topic.ErrUnavailable
 
 // Link is a connection to NATS, and the server behind it where that runs in the
 // process. It comes back by itself. Its methods are safe from any goroutine.
@@ -32,6 +33,8 @@ type Link struct {
 	server *server.Server // nil: outside
 	nc     *nats.Conn
 	js     jetstream.JetStream
+	// unclean: the machine has stopped while the embedded server's streams were open.
+	unclean bool
 
 	connected atomic.Bool
 	losses    atomic.Uint64
@@ -57,6 +60,10 @@ func Open(o Options) (*Link, error) {
 	if url == "" {
 		if l.server, err = startServer(&l.opts); err != nil {
 			return nil, err
+		}
+		if l.unclean, err = opened(l.opts.Server.Dir, bootID()); err != nil {
+			l.Close()
+			return nil, fmt.Errorf("cluster: %w", err)
 		}
 		opts = append(opts, nats.InProcessServer(l.server))
 	}
@@ -105,6 +112,9 @@ func (l *Link) Alone() bool {
 
 // Connected tells whether NATS can be reached now.
 func (l *Link) Connected() bool { return l.connected.Load() }
+
+// LastError is why NATS can't be reached, as far as that is known.
+func (l *Link) LastError() error { return l.nc.LastError() }
 
 // Losses is how often the connection was lost.
 func (l *Link) Losses() uint64 { return l.losses.Load() }
@@ -201,5 +211,17 @@ func (l *Link) Close() {
 	if l.server != nil {
 		l.server.Shutdown()
 		l.server.WaitForShutdown()
+		if err := closed(l.opts.Server.Dir); err != nil {
+			l.log.Error("close streams failed", "err", err)
+		}
 	}
+}
+
+// streamPrefix begins the subjects of streams: those of a leaf's site are its own,
+// so that the hub's streams don't take what the site's have.
+func (l *Link) streamPrefix() string {
+	if l.opts.Server.Leaf.URL != "" {
+		return l.Prefix() + ".s." + l.opts.Server.Leaf.Site
+	}
+	return l.Prefix()
 }

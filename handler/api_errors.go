@@ -17,6 +17,7 @@ type apiError struct {
 
 var (
 	apiInternal        = &apiError{100, "internal server error"}
+	apiUnavailable     = &apiError{100, "broker unavailable, try again"}
 	apiUnauthorized    = &apiError{101, "unauthorized"}
 	apiUnknownTopic    = &apiError{102, "unknown channel"}
 	apiMethodNotFound  = &apiError{104, "method not found"}
@@ -47,6 +48,8 @@ func apiFault(err error) *apiError {
 		return apiUnrecoverable
 	case errors.Is(err, topic.ErrFull):
 		return apiTooManyRequests
+	case errors.Is(err, topic.ErrUnavailable):
+		return apiUnavailable
 	}
 	return apiInternal
 }
@@ -86,6 +89,8 @@ func (e *apiError) status() int {
 		return http.StatusTooManyRequests
 	case apiUnrecoverable:
 		return http.StatusRequestedRangeNotSatisfiable
+	case apiUnavailable:
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
 }

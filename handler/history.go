@@ -136,6 +136,8 @@ func (c *Commands) readError(s *session.Session, err error) *Error {
 		return protocol.ErrTooManyRequests
 	case errors.Is(err, topic.ErrNotAvailable):
 		return protocol.ErrNotAvailable
+	case errors.Is(err, topic.ErrUnavailable):
+		return protocol.ErrInternal // a temporary one
 	}
 	c.log.Error("topic not read", "session", c.clientID(s), "err", err)
 	return protocol.ErrInternal

@@ -162,6 +162,8 @@ func (p *publishing) answer(s *session.Session) {
 		p.c.fail(s, p.id, protocol.ErrUnknownChannel)
 	case errors.Is(p.err, topic.ErrNotAvailable):
 		p.c.fail(s, p.id, protocol.ErrNotAvailable)
+	case errors.Is(p.err, topic.ErrUnavailable):
+		p.c.fail(s, p.id, protocol.ErrInternal) // a temporary one
 	default:
 		p.c.log.Error("publish failed", "session", p.c.clientID(s), "err", p.err)
 		p.c.fail(s, p.id, protocol.ErrInternal)

@@ -63,6 +63,8 @@ func (c *Commands) subscribeError(s *session.Session, err error) *Error {
 		return protocol.ErrTooManyRequests
 	case errors.Is(err, topic.ErrNotAvailable):
 		return protocol.ErrNotAvailable // somebody ended it meanwhile
+	case errors.Is(err, topic.ErrUnavailable):
+		return protocol.ErrInternal // a temporary one
 	}
 	c.log.Error("subscribe failed", "session", c.clientID(s), "err", err)
 	return protocol.ErrInternal

@@ -12,10 +12,14 @@ import "time"
 // never guessed; after a loss of history the topic has a new epoch. What History
 // answers holds all that was delivered before it was called.
 type Broker interface {
+	// SetNamespaces tells which namespaces hold from now on. It is called before
+	// Start, and again whenever they change; the list is the broker's.
+	SetNamespaces(all []*Namespace)
 	// Start gives the broker the door through which its deliveries enter.
 	Start(r Receiver) error
 	// Publish hands p in. err is ErrFull where a subscriber's loop has no room:
-	// then nobody gets the publication and no history keeps it.
+	// then nobody gets the publication and no history keeps it; ErrUnavailable where
+	// it is not known to have been stored.
 	Publish(topic string, p *Publication, o PublishOptions, done func(Position, error))
 	// History reads the stream of a topic; ErrNotAvailable where it keeps none,
 	// ErrUnrecoverable (with the position) where f.Since is of another epoch. A
@@ -41,6 +45,9 @@ type Filter struct {
 	// Meta is how long the stream's epoch is kept from now on; 0: as long as the
 	// broker does of itself.
 	Meta time.Duration
+	// Check says that the position is wanted to compare subscribers with: a broker
+	// that knows that they miss nothing answers with the epoch and no offset.
+	Check bool
 }
 
 // Delivery is a publication on its way to the subscribers of this node.

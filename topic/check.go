@@ -55,7 +55,7 @@ func (t *Topics) checkShard(sh *shard) {
 			return
 		case t.checks <- struct{}{}:
 		}
-		t.broker.History(c.name, Filter{Meta: c.meta}, func(_ []*Publication, top Position, err error) {
+		t.broker.History(c.name, Filter{Meta: c.meta, Check: true}, func(_ []*Publication, top Position, err error) {
 			over := func() { <-t.checks }
 			if err != nil {
 				over()

@@ -140,6 +140,9 @@ func def[T comparable](v *T, d T) {
 	}
 }
 
+// SetNamespaces implements Broker.
+func (m *Memory) SetNamespaces([]*Namespace) {}
+
 // Start implements Broker.
 func (m *Memory) Start(r Receiver) error {
 	m.receiver = r

@@ -173,6 +173,13 @@ func namespaceOf(name string) (namespace, rest string) {
 	return ns, rest
 }
 
+// NamespaceOf is the name of the namespace that a topic belongs to, "" for those
+// without one. It does not tell whether there is such a namespace.
+func NamespaceOf(name string) string {
+	ns, _ := namespaceOf(name)
+	return ns
+}
+
 // rules are the namespaces that hold. They don't change.
 type rules struct {
 	fallback   *Namespace // of topics without a namespace
@@ -201,5 +208,10 @@ func (t *Topics) SetNamespaces(def NamespaceOptions, list []NamespaceOptions) er
 		r.namespaces[o.Name] = ns
 	}
 	t.rules.Store(r)
+	all := []*Namespace{r.fallback}
+	for _, ns := range r.namespaces {
+		all = append(all, ns)
+	}
+	t.broker.SetNamespaces(all)
 	return nil
 }

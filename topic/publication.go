@@ -112,6 +112,9 @@ var (
 	ErrTooMany           = errors.New("topic: too many subscriptions")
 	ErrFull              = errors.New("topic: inbox full")
 	ErrNotAvailable      = errors.New("topic: not available")
+	// ErrUnavailable is returned while a broker outside can't be reached or does not
+	// answer in time: whoever asked may ask again.
+	ErrUnavailable = errors.New("topic: broker unavailable")
 	// ErrUnrecoverable is returned for a position of another epoch.
 	ErrUnrecoverable = errors.New("topic: unrecoverable position")
 )

@@ -1,0 +1,74 @@
+package cluster
+
+import (
+	"testing"
+	"time"
+
+	"perch/topic"
+)
+
+func TestStored(t *testing.T) {
+	s := natsServer(t)
+	a := newNode(t, Options{URL: s.ClientURL(), Name: "a"}, news).waitReady()
+	b := newNode(t, Options{URL: s.ClientURL(), Name: "b"}, news).waitReady()
+	var at []topic.Position
+	for i := range 8 {
+		n := a
+		if i%2 == 1 {
+			n = b
+		}
+		at = append(at, n.must("news:x", number("p", i)))
+	}
+	for _, n := range []*node{a, b} {
+		all := n.got.wait(t, "news:x", 8)
+		if data(all) != "p0 p1 p2 p3 p4 p5 p6 p7" {
+			t.Errorf("delivered: %s", data(all))
+		}
+		chained(t, all)
+		for i, g := range all {
+			if g.at != at[i] {
+				t.Errorf("%v delivered at %v, answered %v", g.data, g.at, at[i])
+			}
+		}
+		pubs, top, err := n.read("news:x", topic.Filter{Limit: -1})
+		if err != nil || text(pubs) != "p3 p4 p5 p6 p7" && text(pubs) != "p2 p3 p4 p5 p6 p7" || top != at[7] {
+			t.Errorf("history %q at %v, %v", text(pubs), top, err)
+		}
+		pubs, top, err = n.read("news:x", topic.Filter{Limit: 10, Since: &at[5]})
+		if err != nil || text(pubs) != "p6 p7" || pubs[0].Previous != at[5].Offset || top != at[7] {
+			t.Errorf("since p5: %q at %v, %v", text(pubs), top, err)
+		}
+		pubs, _, err = n.read("news:x", topic.Filter{Limit: 1, Reverse: true})
+		if err != nil || text(pubs) != "p7" {
+			t.Errorf("latest: %q, %v", text(pubs), err)
+		}
+		pubs, _, _ = n.read("news:x", topic.Filter{Limit: 10, Since: &at[0]})
+		if len(pubs) > 0 && pubs[0].Previous <= at[0].Offset {
+			t.Errorf("what is gone was not noticed: %v", pubs[0])
+		}
+	}
+}
+
+func TestEmbedded(t *testing.T) {
+	dir := t.TempDir()
+	l, err := Open(Options{Name: "e", Server: ServerOptions{Dir: dir, SyncInterval: time.Second}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
+	n.SetNamespaces(namespaces(t, []topic.NamespaceOptions{news}))
+	if err := n.Start(n.got); err != nil {
+		t.Fatal(err)
+	}
+	n.waitReady()
+	at := n.must("news:x", "p0")
+	n.must("news:x", "p1")
+	n.got.wait(t, "news:x", 2)
+	_ = n.Close()
+	l.Close()
+	n = newNode(t, Options{Name: "e", Server: ServerOptions{Dir: dir}}, news).waitReady()
+	pubs, top, err := n.read("news:x", topic.Filter{Limit: 10, Since: &at})
+	if err != nil || text(pubs) != "p1" || top.Epoch != at.Epoch || pubs[0].Previous != at.Offset {
+		t.Errorf("after a restart: %q at %v, %v", text(pubs), top, err)
+	}
+}

@@ -1,0 +1,199 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"perch/topic"
+)
+
+const (
+	headerExpectLast = "Nats-Expected-Last-Subject-Sequence"
+	headerMsgID      = "Nats-Msg-Id"
+	headerRollup     = "Nats-Rollup"
+	rollupSubject    = "sub"
+
+	// codeWrongLast is JetStream's error where something came in between.
+	codeWrongLast = 10071
+	// conflictTries is how often a change is tried that others come before.
+	conflictTries = 8
+)
+
+// errConflict: something came before that this was not meant to follow.
+var errConflict = errors.New("cluster: something else was written first")
+
+// ack is JetStream's answer to what it is to store.
+type ack struct {
+	Seq       uint64 `json:"seq"`
+	Duplicate bool   `json:"duplicate"`
+	Error     *struct {
+		ErrCode     int    `json:"err_code"`
+		Description string `json:"description"`
+	} `json:"error"`
+}
+
+// readAck is what was stored, or the error.
+func readAck(m *nats.Msg, err error) (ack, error) {
+	if err != nil {
+		return ack{}, err
+	}
+	if len(m.Data) == 0 { // nobody is there to store it
+		return ack{}, ErrUnavailable
+	}
+	var a ack
+	if err := json.Unmarshal(m.Data, &a); err != nil {
+		return a, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if e := a.Error; e != nil {
+		if e.ErrCode == codeWrongLast {
+			return a, errConflict
+		}
+		return a, fmt.Errorf("%w: %s (%d)", ErrUnavailable, e.Description, e.ErrCode)
+	}
+	return a, nil
+}
+
+func expectLast(seq uint64) nats.Header {
+	return nats.Header{headerExpectLast: {strconv.FormatUint(seq, 10)}}
+}
+
+// store hands a message over that is to be stored; done gets its sequence.
+func (s *stream) store(subject string, h nats.Header, data []byte, done func(uint64, error)) {
+	m := &message{subject: subject, header: h, data: data, got: func(m *nats.Msg, err error) bool {
+		a, err := readAck(m, err)
+		if err != nil && !errors.Is(err, errConflict) && err != ErrUnavailable { //nolint:errorlint // what has a cause is logged
+			if quiet, ok := s.seldom.Pass(time.Second); ok {
+				s.log.Error("publication not stored", "err", err, "quiet", quiet)
+			}
+		}
+		done(a.Seq, err)
+		return false
+	}}
+	if !s.b.out.send(m) {
+		done(0, topic.ErrFull)
+	}
+}
+
+func (s *stream) storeSync(subject string, h nats.Header, data []byte) (uint64, error) {
+	type answer struct {
+		seq uint64
+		err error
+	}
+	c := make(chan answer, 1)
+	s.store(subject, h, data, func(seq uint64, err error) { c <- answer{seq, err} })
+	a := <-c
+	return a.seq, a.err
+}
+
+// publish stores a publication.
+func (s *stream) publish(name string, p *topic.Publication, o *topic.PublishOptions, done func(topic.Position, error)) {
+	if !s.ready.Load() || !s.b.link.Connected() {
+		done(topic.Position{}, ErrUnavailable)
+		return
+	}
+	t := token(name)
+	var h nats.Header
+	if o.IdempotencyKey != "" {
+		h = nats.Header{headerMsgID: {t + "." + token(o.IdempotencyKey)}}
+	}
+	data := encode(name, p, o)
+	if o.Version > 0 {
+		w := &versioned{s: s, subject: s.stored + t, data: data, header: h, version: o.Version, epoch: o.VersionEpoch, done: done}
+		w.try()
+		return
+	}
+	s.store(s.stored+t, h, data, func(seq uint64, err error) { done(s.positionOf(seq, err)) })
+}
+
+func (s *stream) positionOf(seq uint64, err error) (topic.Position, error) {
+	if err != nil {
+		return topic.Position{}, err
+	}
+	return topic.Position{Offset: seq, Epoch: *s.epoch.Load()}, nil
+}
+
+// versioned stores a publication that is newer than the last one, or nothing.
+type versioned struct {
+	s       *stream
+	subject string
+	data    []byte
+	header  nats.Header
+	version uint64
+	epoch   string
+	done    func(topic.Position, error)
+	tries   int
+}
+
+func (w *versioned) try() {
+	w.s.last(w.subject, func(last *row, err error) {
+		if err != nil {
+			w.done(topic.Position{}, err)
+			return
+		}
+		var seq uint64
+		if last != nil {
+			seq = last.seq
+			r, err := decode(last.data)
+			if err == nil && r.version >= w.version && (w.epoch == "" || w.epoch == r.versionEpoch) {
+				w.done(w.s.positionOf(seq, nil))
+				return
+			}
+		}
+		h := expectLast(seq)
+		for k, v := range w.header {
+			h[k] = v
+		}
+		w.s.store(w.subject, h, w.data, func(seq uint64, err error) {
+			if w.tries++; errors.Is(err, errConflict) {
+				if w.tries < conflictTries {
+					w.try()
+					return
+				}
+				err = ErrUnavailable
+			}
+			w.done(w.s.positionOf(seq, err))
+		})
+	})
+}
+
+// remove drops the history of a topic. A mark stays in its place, which says where
+// the topic stood: a client that has everything up to there has missed nothing.
+func (s *stream) remove(name string, done func(error)) {
+	if !s.ready.Load() || !s.b.link.Connected() {
+		done(ErrUnavailable)
+		return
+	}
+	s.removeTry(name, 0, done)
+}
+
+func (s *stream) removeTry(name string, tries int, done func(error)) {
+	subject := s.stored + token(name)
+	s.last(subject, func(last *row, err error) {
+		if err != nil || last == nil {
+			done(err)
+			return
+		}
+		r, err := decode(last.data)
+		if err != nil || r.flags&flagRemoved != 0 {
+			done(err)
+			return
+		}
+		h := expectLast(last.seq)
+		h[headerRollup] = []string{rollupSubject}
+		s.store(subject, h, encodeRemoved(name, last.seq), func(_ uint64, err error) {
+			if errors.Is(err, errConflict) {
+				if tries < conflictTries {
+					s.removeTry(name, tries+1, done)
+					return
+				}
+				err = ErrUnavailable
+			}
+			done(err)
+		})
+	})
+}

@@ -1,0 +1,241 @@
+package cluster
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// row is a message as a stream holds it.
+type row struct {
+	seq     uint64
+	before  uint64 // with a delivery: the last of the subject before it; 0: none
+	at      time.Time
+	subject string
+	data    []byte
+}
+
+const (
+	headerSequence = "Nats-Sequence"
+	headerBefore   = "Nats-Last-Sequence"
+	headerTime     = "Nats-Time-Stamp"
+	headerSubject  = "Nats-Subject"
+	headerPending  = "Nats-Num-Pending"
+	headerStatus   = "Status"
+
+	statusEnd      = "204"
+	statusNotFound = "404"
+
+	codeNotFound = 10037 // of MSG.GET
+)
+
+func header(m *nats.Msg, key string) string {
+	if v := m.Header[key]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+
+// rowOf reads a message that a stream has answered or delivered.
+func rowOf(m *nats.Msg) (row, bool) {
+	seq, err := strconv.ParseUint(header(m, headerSequence), 10, 64)
+	if err != nil {
+		return row{}, false
+	}
+	r := row{seq: seq, subject: header(m, headerSubject), data: m.Data}
+	r.before, _ = strconv.ParseUint(header(m, headerBefore), 10, 64)
+	r.at, _ = time.Parse(time.RFC3339Nano, header(m, headerTime))
+	return r, true
+}
+
+// ask asks NATS something; got is called as in call.
+func (s *stream) ask(subject string, body any, got func(*nats.Msg, error) bool) {
+	if !s.b.link.Connected() {
+		got(nil, ErrUnavailable)
+		return
+	}
+	data, err := json.Marshal(body)
+	if err != nil {
+		got(nil, err)
+		return
+	}
+	if !s.b.out.send(&message{subject: subject, data: data, got: got}) {
+		got(nil, ErrUnavailable)
+	}
+}
+
+// direct asks any server that keeps the stream, leader the one that leads it: what
+// it has is not behind what has been delivered.
+func (s *stream) direct() string { return "$JS.API.DIRECT.GET." + s.name }
+func (s *stream) leader() string { return "$JS.API.STREAM.MSG.GET." + s.name }
+
+type getRequest struct {
+	Seq     uint64 `json:"seq,omitempty"`
+	LastFor string `json:"last_by_subj,omitempty"`
+	NextFor string `json:"next_by_subj,omitempty"`
+	Batch   int    `json:"batch,omitempty"`
+	Bytes   int    `json:"max_bytes,omitempty"`
+}
+
+// one asks for a single message; nil: there is none.
+func (s *stream) one(q getRequest, done func(*row, error)) {
+	if s.b.link.Replicas() > 1 {
+		s.ask(s.leader(), q, func(m *nats.Msg, err error) bool {
+			done(readOne(m, err))
+			return false
+		})
+		return
+	}
+	s.ask(s.direct(), q, func(m *nats.Msg, err error) bool {
+		switch {
+		case err != nil:
+			done(nil, err)
+		case header(m, headerStatus) == statusNotFound:
+			done(nil, nil)
+		default:
+			r, ok := rowOf(m)
+			if !ok {
+				done(nil, ErrUnavailable)
+			} else {
+				done(&r, nil)
+			}
+		}
+		return false
+	})
+}
+
+// readOne reads the answer of a leader.
+func readOne(m *nats.Msg, err error) (*row, error) {
+	if err != nil {
+		return nil, err
+	}
+	var a struct {
+		Error *struct {
+			ErrCode int `json:"err_code"`
+		} `json:"error"`
+		Message *struct {
+			Subject string    `json:"subject"`
+			Seq     uint64    `json:"seq"`
+			Data    string    `json:"data"`
+			Time    time.Time `json:"time"`
+		} `json:"message"`
+	}
+	if len(m.Data) == 0 || json.Unmarshal(m.Data, &a) != nil {
+		return nil, ErrUnavailable
+	}
+	switch {
+	case a.Error != nil && a.Error.ErrCode == codeNotFound:
+		return nil, nil
+	case a.Error != nil || a.Message == nil:
+		return nil, ErrUnavailable
+	}
+	data, err := base64.StdEncoding.DecodeString(a.Message.Data)
+	if err != nil {
+		return nil, ErrUnavailable
+	}
+	return &row{seq: a.Message.Seq, subject: a.Message.Subject, at: a.Message.Time, data: data}, nil
+}
+
+// last is the latest message of a subject; nil: there is none.
+func (s *stream) last(subject string, done func(*row, error)) {
+	s.one(getRequest{LastFor: subject}, done)
+}
+
+func (s *stream) lastSync(subject string) (*row, error) {
+	return wait(func(done func(*row, error)) { s.last(subject, done) })
+}
+
+// firstSeq is where the stream begins: what is from there on has neither been too
+// old nor too much. 0: it is empty.
+func (s *stream) firstSeq(done func(uint64, error)) {
+	s.one(getRequest{Seq: 1, NextFor: s.stored + "*"}, func(r *row, err error) {
+		if r == nil {
+			done(0, err)
+			return
+		}
+		done(r.seq, nil)
+	})
+}
+
+// batch reads messages of a subject, which may be a pattern, from a sequence on;
+// more: there are others behind them.
+func (s *stream) batch(subject string, from uint64, most, bytes int, done func(rows []row, more bool, err error)) {
+	var rows []row
+	q := getRequest{Seq: max(from, 1), NextFor: subject, Batch: most, Bytes: bytes}
+	s.ask(s.direct(), q, func(m *nats.Msg, err error) bool {
+		if err != nil {
+			done(nil, false, err)
+			return false
+		}
+		switch status := header(m, headerStatus); status {
+		case "":
+			r, ok := rowOf(m)
+			if !ok {
+				done(nil, false, ErrUnavailable)
+				return false
+			}
+			rows = append(rows, r)
+			return true
+		case statusEnd:
+			left, _ := strconv.ParseUint(header(m, headerPending), 10, 64)
+			done(rows, left > 0, nil)
+		case statusNotFound:
+			done(rows, false, nil)
+		default:
+			done(nil, false, ErrUnavailable)
+		}
+		return false
+	})
+}
+
+func wait[T any](do func(func(T, error))) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	c := make(chan answer, 1)
+	do(func(v T, err error) { c <- answer{v, err} })
+	a := <-c
+	return a.v, a.err
+}
+
+// marks remembers the places of removed histories: deliveries behind them name
+// them as what came before, while subscribers stand where the topic stood.
+type marks struct {
+	mu    sync.Mutex
+	stood map[uint64]uint64 // the offset at which the topic stood, by the mark's
+	order []uint64
+}
+
+const marksMost = 4096
+
+func (k *marks) note(seq, stood uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, there := k.stood[seq]; there {
+		return
+	}
+	if k.stood == nil {
+		k.stood = make(map[uint64]uint64)
+	}
+	if len(k.order) >= marksMost {
+		delete(k.stood, k.order[0])
+		k.order = append(k.order[:0:0], k.order[1:]...)
+	}
+	k.stood[seq] = stood
+	k.order = append(k.order, seq)
+}
+
+// before is the offset that a delivery follows on.
+func (k *marks) before(seq uint64) uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if v, ok := k.stood[seq]; ok {
+		return v
+	}
+	return seq
+}

@@ -1,0 +1,131 @@
+package cluster
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+)
+
+// message is one that goes out. Where got is set, answers are expected: as in
+// call.
+type message struct {
+	subject string
+	header  nats.Header
+	data    []byte
+	got     func(*nats.Msg, error) bool
+}
+
+const messageOverhead = 256
+
+func (m *message) size() int64 { return int64(messageOverhead + len(m.subject) + len(m.data)) }
+
+// sender takes messages from any goroutine, in their order, to one that writes to
+// NATS: the socket of a server that has stopped reading blocks that one alone.
+// What waits, or waits for its answer, is bounded.
+type sender struct {
+	nc      *nats.Conn
+	replies *replies
+	most    int64
+	bytes   atomic.Int64
+
+	mu   sync.Mutex
+	row  []*message
+	wake chan struct{}
+	stop chan struct{}
+	done sync.WaitGroup
+}
+
+func newSender(nc *nats.Conn, r *replies, most int) *sender {
+	s := &sender{nc: nc, replies: r, most: int64(most), wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	s.done.Go(s.run)
+	return s
+}
+
+// send hands m over; false: there is no room. It does not block.
+func (s *sender) send(m *message) bool {
+	n := m.size()
+	if s.bytes.Add(n) > s.most {
+		s.bytes.Add(-n)
+		return false
+	}
+	if got := m.got; got != nil {
+		// Its room is its own until it has been answered.
+		m.got = func(a *nats.Msg, err error) bool {
+			more := got(a, err)
+			if !more {
+				s.bytes.Add(-n)
+			}
+			return more
+		}
+	}
+	s.mu.Lock()
+	s.row = append(s.row, m)
+	first := len(s.row) == 1
+	s.mu.Unlock()
+	if first {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+	return true
+}
+
+func (s *sender) queued() int64 { return s.bytes.Load() }
+
+func (s *sender) run() {
+	var row []*message
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.wake:
+		}
+		for {
+			s.mu.Lock()
+			row, s.row = s.row, row[:0]
+			s.mu.Unlock()
+			if len(row) == 0 {
+				break
+			}
+			for i, m := range row {
+				s.write(m)
+				row[i] = nil
+			}
+			if cap(row) > 4096 {
+				row = nil // a burst leaves no table behind
+			}
+		}
+	}
+}
+
+// write runs on the sender's goroutine.
+func (s *sender) write(m *message) {
+	out := nats.Msg{Subject: m.subject, Header: m.header, Data: m.data}
+	if m.got == nil {
+		_ = s.nc.PublishMsg(&out)
+		s.bytes.Add(-m.size())
+		return
+	}
+	reply, t := s.replies.expect(m.got)
+	out.Reply = reply
+	if err := s.nc.PublishMsg(&out); err != nil {
+		s.replies.fail(t, ErrUnavailable)
+	}
+}
+
+// close ends what waits with an error.
+func (s *sender) close() {
+	close(s.stop)
+	s.done.Wait()
+	s.mu.Lock()
+	row := s.row
+	s.row = nil
+	s.mu.Unlock()
+	for _, m := range row {
+		if m.got != nil {
+			m.got(nil, ErrUnavailable)
+		}
+	}
+}

@@ -1,0 +1,297 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"perch/internal/pace"
+	"perch/topic"
+)
+
+const (
+	// watchInterval is how often a stream is compared with what has come of it.
+	watchInterval = 2 * time.Second
+	// ensureRetry is between two attempts to have the stream.
+	ensureRetry = time.Second
+	// suspectTime is for how long positions are compared one by one after something
+	// could not be delivered: two rounds of topic's, and some more.
+	suspectTime = 2 * time.Minute
+	epochLength = 8
+	// leastDuplicates is the shortest time for which NATS remembers ids.
+	leastDuplicates = 100 * time.Millisecond
+)
+
+// stream is the history of the topics of one namespace.
+type stream struct {
+	b         *Broker
+	log       *slog.Logger
+	namespace string
+	name      string // in JetStream
+	stored    string // subjects begin with it, the topic's token follows
+	deliver   string
+
+	ns     atomic.Pointer[topic.Namespace]
+	most   atomic.Int64 // publications kept of a topic, one more than its history has
+	ready  atomic.Bool
+	epoch  atomic.Pointer[string]
+	at     atomic.Uint64 // everything up to it has come, and been delivered
+	life   context.Context
+	cancel context.CancelFunc
+	work   chan struct{} // the watch has something to do at once
+
+	suspect atomic.Int64 // Unix nanoseconds until which positions are compared one by one
+	seldom  pace.Seldom
+
+	mu     sync.Mutex // held while a delivery is taken
+	sub    *nats.Subscription
+	marks  marks
+	behind uint64 // where the stream stood at the last look, when it had not come yet
+	mark   mark   // the message that holds the epoch
+}
+
+// mark is where and when the epoch was written last.
+type mark struct {
+	seq uint64
+	at  time.Time
+}
+
+func newStream(b *Broker, ns *topic.Namespace) *stream {
+	t := namespaceToken(ns.Name)
+	s := &stream{
+		b: b, namespace: ns.Name, name: b.link.Prefix() + "_h_" + t, work: make(chan struct{}, 1),
+		stored: b.link.streamPrefix() + "." + subjectStored + "." + t + ".", deliver: b.link.streamPrefix() + "." + subjectDeliver + "." + t + ".",
+		log: b.log.With("stream", b.link.Prefix()+"_h_"+t),
+	}
+	none := ""
+	s.epoch.Store(&none)
+	s.life, s.cancel = context.WithCancel(b.life)
+	s.configure(ns)
+	return s
+}
+
+// configure takes the namespace as it is from now on.
+func (s *stream) configure(ns *topic.Namespace) {
+	s.ns.Store(ns)
+	s.most.Store(int64(ns.HistorySize) + 1)
+	s.poke()
+}
+
+func (s *stream) poke() {
+	select {
+	case s.work <- struct{}{}:
+	default:
+	}
+}
+
+// end is for a namespace that is no more. The stream stays.
+func (s *stream) end() { s.cancel() }
+
+// config is the stream as JetStream has it. One publication more than the history
+// has is kept of each topic: it tells whether the first one of the history follows
+// on what a client has. All are kept as long as a position is; what is older than
+// a history's time is not given out.
+func (s *stream) config() jetstream.StreamConfig {
+	ns := s.ns.Load()
+	age := ns.HistoryMetaTTL
+	if age == 0 {
+		age = s.b.opts.MetaTTL
+	}
+	age = max(age, ns.HistoryTTL)
+	c := jetstream.StreamConfig{
+		Name: s.name, Description: "perch: histories of namespace " + quoted(ns.Name),
+		Subjects: []string{s.stored + "*"}, Storage: jetstream.FileStorage, Replicas: s.b.link.Replicas(),
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+		MaxMsgsPerSubject: s.most.Load(), MaxAge: age, MaxBytes: -1, MaxMsgs: -1, MaxMsgSize: -1, MaxConsumers: -1,
+		AllowDirect: true, AllowRollup: true, Duplicates: max(leastDuplicates, min(s.b.opts.IdempotencyTTL, age)),
+		RePublish: &jetstream.RePublish{Source: s.stored + "*", Destination: s.deliver + "{{wildcard(1)}}"},
+	}
+	if s.b.opts.HistoryBytes > 0 {
+		c.MaxBytes = s.b.opts.HistoryBytes
+	}
+	return c
+}
+
+func quoted(name string) string {
+	if name == "" {
+		return "(none)"
+	}
+	return name
+}
+
+// run makes the stream, and follows it until the broker ends.
+func (s *stream) run() {
+	changed := make(chan struct{}, 1)
+	s.b.link.OnChange(func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}, nil)
+	defer s.unfollow()
+	if !s.begin() {
+		return
+	}
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var err error
+		select {
+		case <-s.life.Done():
+			return
+		case <-s.work:
+			if err = s.ensure(); err == nil {
+				err = s.watch(false)
+			}
+		case <-changed:
+			// What came meanwhile is read, not waited for.
+			err = s.watch(true)
+		case <-tick.C:
+			if s.b.link.Connected() {
+				err = s.watch(false)
+			}
+		}
+		if err != nil && s.life.Err() == nil {
+			if quiet, ok := s.seldom.Pass(10 * time.Second); ok {
+				s.log.Warn("history not watched", "err", err, "quiet", quiet)
+			}
+		}
+	}
+}
+
+// begin tries until the stream is there; false: the broker ends.
+func (s *stream) begin() bool {
+	for {
+		err := s.b.link.Wait(s.life)
+		if err == nil {
+			if err = s.ensure(); err == nil {
+				err = s.follow()
+			}
+		}
+		if err == nil {
+			s.ready.Store(true)
+			return true
+		}
+		if s.life.Err() != nil {
+			return false
+		}
+		if quiet, ok := s.seldom.Pass(10 * time.Second); ok {
+			s.log.Error("history not available: publications into it fail", "err", err, "quiet", quiet)
+		}
+		select {
+		case <-s.life.Done():
+			return false
+		case <-time.After(ensureRetry):
+		}
+	}
+}
+
+// ensure makes the stream as it is configured here.
+func (s *stream) ensure() error {
+	ctx, cancel := context.WithTimeout(s.life, s.b.link.Timeout())
+	defer cancel()
+	want := s.config()
+	have, err := s.b.link.js.Stream(ctx, s.name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		_, err = s.b.link.js.CreateStream(ctx, want)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			return s.ensure() // another node was first
+		}
+		if err != nil {
+			return fmt.Errorf("make the stream: %w", err)
+		}
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the stream: %w", err)
+	}
+	c := have.CachedInfo().Config
+	if c.MaxMsgsPerSubject == want.MaxMsgsPerSubject && c.MaxAge == want.MaxAge && c.MaxBytes == want.MaxBytes &&
+		c.Replicas == want.Replicas && c.Duplicates == want.Duplicates && c.RePublish != nil && *c.RePublish == *want.RePublish {
+		return nil
+	}
+	if _, err := s.b.link.js.UpdateStream(ctx, want); err != nil {
+		return fmt.Errorf("change the stream: %w", err)
+	}
+	s.log.Warn("history changed to this node's configuration: all nodes should have the same",
+		"size", want.MaxMsgsPerSubject-1, "size_before", c.MaxMsgsPerSubject-1, "age", want.MaxAge, "age_before", c.MaxAge,
+		"bytes", want.MaxBytes, "bytes_before", c.MaxBytes, "replicas", want.Replicas, "replicas_before", c.Replicas)
+	return nil
+}
+
+// newEpoch makes the name of an epoch.
+func newEpoch() string {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	b := make([]byte, epochLength)
+	for i := range b {
+		b[i] = letters[rand.IntN(len(letters))]
+	}
+	return string(b)
+}
+
+// readEpoch takes the epoch that the stream holds, or gives it one. Where another
+// is not the stream's any more (fresh), its name is made anew.
+func (s *stream) readEpoch(fresh bool) error {
+	for range 5 {
+		last, err := s.lastSync(s.stored + tokenEpoch)
+		if err != nil {
+			return err
+		}
+		if last != nil && !fresh {
+			r, err := decode(last.data)
+			if err != nil || r.epoch == "" {
+				return fmt.Errorf("epoch of %s: %w", s.name, errFormat)
+			}
+			s.setEpoch(r.epoch, mark{last.seq, last.at})
+			return nil
+		}
+		epoch, seq := newEpoch(), uint64(0)
+		if last != nil {
+			seq = last.seq
+		}
+		m, err := s.writeEpoch(epoch, seq)
+		if err == nil {
+			s.setEpoch(epoch, m)
+			return nil
+		}
+		if !errors.Is(err, errConflict) {
+			return err
+		}
+		fresh = false // another node has written one
+	}
+	return errConflict
+}
+
+// writeEpoch keeps the epoch's name in the stream itself: with the publications it
+// is lost, and so never names others than those it began with.
+func (s *stream) writeEpoch(epoch string, last uint64) (mark, error) {
+	seq, err := s.storeSync(s.stored+tokenEpoch, expectLast(last), encodeEpoch(epoch))
+	return mark{seq, time.Now()}, err
+}
+
+func (s *stream) setEpoch(epoch string, m mark) {
+	if m.seq > s.mark.seq || *s.epoch.Load() != epoch {
+		s.mark = m
+	}
+	if old := *s.epoch.Load(); old != epoch {
+		e := strings.Clone(epoch)
+		s.epoch.Store(&e)
+		if old != "" {
+			s.log.Warn("history has a new epoch: clients are told that they can't recover", "epoch", epoch)
+		}
+	}
+}
+
+// doubt lets positions be compared one by one for a while.
+func (s *stream) doubt() { s.suspect.Store(time.Now().Add(suspectTime).UnixNano()) }
+
+func (s *stream) doubted() bool { return time.Now().UnixNano() < s.suspect.Load() }
