@@ -211,7 +211,7 @@ var transcriptPattern = regexp.MustCompile("(?ms)^```text\n(.*?)^```$")
 // TestDocumentedTranscript replays the examples of docs/protocol.md, from the
 // first to the last in one session.
 func TestDocumentedTranscript(t *testing.T) {
-	s := start(t, func(o *perch.Options) { o.Dev = true })
+	s := start(t, func(o *perch.Options) { o.Dev, o.Engine = true, perch.EngineMemory })
 	blocks := transcriptPattern.FindAllStringSubmatch(readText(t, "docs/protocol.md"), -1)
 	if len(blocks) < 5 {
 		t.Fatalf("%d examples found", len(blocks))

@@ -55,6 +55,15 @@ func ignoredGoroutines() []goleak.Option {
 // what holds for topics holds with each.
 var testEngine = flag.String("engine", perch.EngineMemory, "engine of the servers under test")
 
+// stands tells whether an offset can be that of a topic's nth publication: in memory
+// they are counted, in a stream others come between.
+func stands(offset uint64, n int) bool {
+	if *testEngine == perch.EngineMemory {
+		return offset == uint64(n)
+	}
+	return offset >= uint64(n)
+}
+
 // testSecret signs the tokens of the tests.
 const testSecret = "perch-test-secret-0123456789abcdef"
 

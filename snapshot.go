@@ -8,6 +8,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 
+	"perch/cluster"
 	"perch/internal/stats"
 	"perch/netpoll"
 )
@@ -83,6 +84,9 @@ func (s *Server) snapshot() stats.Snapshot {
 		Backend: s.backend.Stats(),
 	}
 	out.Refused["hard_cap"] = n.Refused
+	if s.broker != nil {
+		out.Broker = brokerStats(s.broker.Counts(), s.opts.NATS.QueueBytes)
+	}
 	if s.memory != nil {
 		out.MemoryUsed, out.MemoryBudget = s.memory.last.Load(), s.memory.limit
 	}
@@ -93,6 +97,14 @@ func (s *Server) snapshot() stats.Snapshot {
 		})
 	}
 	return out
+}
+
+func brokerStats(c cluster.BrokerCounts, limit int) stats.Broker {
+	return stats.Broker{
+		On: true, Connected: c.Connected, Losses: c.Losses, Waiting: int64(c.Waiting), QueueBytes: c.Queued, QueueLimit: int64(limit),
+		Publications: map[string]uint64{"unsent": c.Unsent, "refused": c.Refused, "failed": c.Failed},
+		Deliveries:   map[string]uint64{"undone": c.Undone, "repaired": c.Repaired, "dropped": c.Dropped, "malformed": c.Malformed},
+	}
 }
 
 // observeToken counts a request for a token, by its outcome.

@@ -220,7 +220,10 @@ func TestSoak(t *testing.T) {
 	k := &soak{t: t, release: make(chan struct{}), token: token("visitor", 24*time.Hour)}
 	model := newRecoveryModel(1, modelTopics[:3]) // those whose histories outlive the run
 	model.every = 50 * time.Millisecond
-	k.server = start(t, func(o *perch.Options) { k.options(o, model) })
+	k.server = start(t, func(o *perch.Options) {
+		k.options(o, model)
+		o.Engine = perch.EngineMemory // it counts offsets
+	})
 	model.server = k.server
 	k.server.HandleRPC("echo", func(_ context.Context, r handler.RPCRequest) ([]byte, error) { return r.Data, nil })
 	k.server.HandleRPC("stuck", k.stuck)

@@ -227,6 +227,24 @@ func table() []metric {
 		counter("join_leave_dropped_total", "Joins and leaves of which nobody was told: too many at once.",
 			func(s *Snapshot) uint64 { return s.History.NewsDropped }),
 
+		row(prometheus.GaugeValue, "broker_connected", "1 while NATS can be reached.", nil, func(s *Snapshot, emit func(float64, ...string)) {
+			if s.Broker.On {
+				emit(float64(flag(s.Broker.Connected)))
+			}
+		}),
+		counter("broker_losses_total", "Times the connection to NATS was lost.",
+			func(s *Snapshot) uint64 { return s.Broker.Losses }),
+		gauge("broker_waiting", "Publications and questions that NATS has not answered.",
+			func(s *Snapshot) int64 { return s.Broker.Waiting }),
+		gauge("broker_queue_bytes", "Bytes of publications that wait for NATS or its answer.",
+			func(s *Snapshot) int64 { return s.Broker.QueueBytes }),
+		gauge("broker_queue_bytes_limit", "The most of them.",
+			func(s *Snapshot) int64 { return s.Broker.QueueLimit }),
+		counterBy("broker_publications_total", "Publications that did not go as they should, by what became of them.", "outcome",
+			func(s *Snapshot) map[string]uint64 { return s.Broker.Publications }),
+		counterBy("broker_deliveries_total", "Deliveries of NATS that did not go as they should, by what became of them.", "outcome",
+			func(s *Snapshot) map[string]uint64 { return s.Broker.Deliveries }),
+
 		counterBy("commands_total", "Commands of clients, by kind.", "command",
 			func(s *Snapshot) map[string]uint64 { return s.Commands }),
 		row(prometheus.CounterValue, "errors_total", "Error replies to clients, by code (0: an application's own codes).",

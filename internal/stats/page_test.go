@@ -64,6 +64,8 @@ func full() Snapshot {
 		StoreFailures: 165, StoreFailing: true, HTTPPanics: 166,
 		API:     map[APILabel]uint64{{"publish", "0"}: 151},
 		Backend: fullBackend,
+		Broker: Broker{On: true, Connected: true, Losses: 167, Waiting: 168, QueueBytes: 169, QueueLimit: 170,
+			Publications: map[string]uint64{"unsent": 171}, Deliveries: map[string]uint64{"repaired": 172}},
 	}
 }
 
@@ -125,6 +127,13 @@ var wantFull = map[string]float64{
 	`perch_fanout_deliveries_total`:                         140,
 	`perch_fanout_encodings_total`:                          141,
 	`perch_fanout_encode_errors_total`:                      142,
+	`perch_broker_connected`:                                1,
+	`perch_broker_losses_total`:                             167,
+	`perch_broker_waiting`:                                  168,
+	`perch_broker_queue_bytes`:                              169,
+	`perch_broker_queue_bytes_limit`:                        170,
+	`perch_broker_publications_total{outcome="unsent"}`:     171,
+	`perch_broker_deliveries_total{outcome="repaired"}`:     172,
 	`perch_topics`:                                          143,
 	`perch_subscriptions`:                                   144,
 	`perch_commands_total{command="publish"}`:               145,

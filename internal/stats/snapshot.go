@@ -107,6 +107,7 @@ type Snapshot struct {
 	API map[APILabel]uint64
 
 	Backend Backend
+	Broker  Broker
 }
 
 // Traffic is what came in and what went out.
@@ -182,6 +183,23 @@ type History struct {
 	Lost      uint64
 	// NewsDropped counts those who came or left and of whom nobody was told.
 	NewsDropped uint64
+}
+
+// Broker is the way to NATS, with engine nats: On.
+type Broker struct {
+	On         bool
+	Connected  bool
+	Losses     uint64 // of the connection
+	Waiting    int64  // questions and publications without an answer
+	QueueBytes int64  // of publications that wait for NATS or its answer
+	QueueLimit int64
+	// Publications counts what did not go as it should: "unsent" to other nodes,
+	// "refused" for want of room, "failed" to be known as stored.
+	Publications map[string]uint64
+	// Deliveries counts those of other nodes and of streams: "undone" where a loop had
+	// no room, "repaired" where they had to be read, "dropped" where they came too
+	// fast, "malformed".
+	Deliveries map[string]uint64
 }
 
 // Backend is what is asked of the user's own service.
