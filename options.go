@@ -358,7 +358,7 @@ func DefaultOptions() Options {
 			RecoveryLimit: 300, HistoryMetaTTL: time.Hour, IdempotencyTTL: 5 * time.Minute,
 			JoinLeaveInterval: 200 * time.Millisecond, PositionInterval: 40 * time.Second,
 		},
-		NATS: NATSOptions{Prefix: "perch", Replicas: 1, Timeout: 5 * time.Second, QueueBytes: 64 << 20, Sync: "1s"},
+		NATS: NATSOptions{Prefix: "perch", Replicas: 1, Timeout: 5 * time.Second, QueueBytes: 64 << 20, Sync: SyncAlways},
 		WebSocket: WebSocketOptions{
 			Path: "/connection/websocket", UniPath: "/connection/uni_websocket", MessageSize: 64 << 10, CompressionThreshold: 256,
 		},

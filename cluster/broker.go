@@ -112,20 +112,13 @@ func (b *Broker) Start(r topic.Receiver) error {
 	}
 	b.out = newSender(b.link.nc, b.replies, b.opts.QueueBytes)
 	b.reads.b = b
-	if err := b.local.Start(forwarder{b}); err != nil {
-		return err
+	if b.link.Alone() {
+		err = b.local.Start(r)
+	} else if err = b.local.Start(forwarder{b}); err == nil {
+		err = b.listen()
 	}
-	if !b.link.Alone() {
-		for _, subject := range b.subjects {
-			sub, err := b.link.nc.Subscribe(subject, b.take)
-			if err != nil {
-				return err
-			}
-			if err := sub.SetPendingLimits(-1, takeBytes); err != nil {
-				return err
-			}
-			b.subs = append(b.subs, sub)
-		}
+	if err != nil {
+		return err
 	}
 	b.link.OnChange(nil, func() { b.replies.failAll(ErrUnavailable) })
 	b.mu.Lock()
@@ -133,6 +126,21 @@ func (b *Broker) Start(r topic.Receiver) error {
 	b.begun = true
 	for _, s := range *b.streams.Load() {
 		b.done.Go(s.run)
+	}
+	return nil
+}
+
+// listen takes what other nodes publish without a history.
+func (b *Broker) listen() error {
+	for _, subject := range b.subjects {
+		sub, err := b.link.nc.Subscribe(subject, b.take)
+		if err != nil {
+			return err
+		}
+		if err := sub.SetPendingLimits(-1, takeBytes); err != nil {
+			return err
+		}
+		b.subs = append(b.subs, sub)
 	}
 	return nil
 }
@@ -279,9 +287,6 @@ type forwarder struct{ b *Broker }
 // Deliver implements topic.Receiver.
 func (f forwarder) Deliver(name string, d topic.Delivery) error {
 	b := f.b
-	if b.link.Alone() {
-		return b.receiver.Deliver(name, d)
-	}
 	shard := maphash.String(b.seed, name) % publishShards
 	b.order[shard].Lock()
 	defer b.order[shard].Unlock()

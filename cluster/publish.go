@@ -64,18 +64,49 @@ func expectLast(seq uint64) nats.Header {
 
 // store hands a message over that is to be stored; done gets its sequence.
 func (s *stream) store(subject string, h nats.Header, data []byte, done func(uint64, error)) {
-	m := &message{subject: subject, header: h, data: data, got: func(m *nats.Msg, err error) bool {
-		a, err := readAck(m, err)
+	m := &message{subject: subject, header: h, data: data}
+	m.got = func(reply *nats.Msg, err error) bool {
+		a, err := readAck(reply, err)
 		if err != nil && !errors.Is(err, errConflict) && err != ErrUnavailable { //nolint:errorlint // what has a cause is logged
-			if quiet, ok := s.seldom.Pass(time.Second); ok {
-				s.log.Error("publication not stored", "err", err, "quiet", quiet)
-			}
+			s.complain(err)
 		}
-		done(a.Seq, err)
+		if s.blocks == nil {
+			done(a.Seq, err)
+			return false
+		}
+		if err != nil {
+			s.blocks.answered()
+			done(a.Seq, err)
+			return false
+		}
+		// It takes its room until the disk has it.
+		n := m.size()
+		s.b.out.bytes.Add(n)
+		s.blocks.wait(func(err error) {
+			s.b.out.bytes.Add(-n)
+			if err != nil {
+				s.complain(err)
+				err = ErrUnavailable
+			}
+			done(a.Seq, err)
+		})
+		s.blocks.answered()
 		return false
-	}}
+	}
+	if s.blocks != nil {
+		s.blocks.begin()
+	}
 	if !s.b.out.send(m) {
+		if s.blocks != nil {
+			s.blocks.answered()
+		}
 		done(0, topic.ErrFull)
+	}
+}
+
+func (s *stream) complain(err error) {
+	if quiet, ok := s.seldom.Pass(time.Second); ok {
+		s.log.Error("publication not stored", "err", err, "quiet", quiet)
 	}
 }
 

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +91,12 @@ func (r *receiver) of(name string) []got {
 	return out
 }
 
+func (r *receiver) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.all)
+}
+
 // wait waits until so many have come of a topic.
 func (r *receiver) wait(t testing.TB, name string, n int) []got {
 	t.Helper()
@@ -117,6 +124,9 @@ func newNode(t testing.TB, o Options, all ...topic.NamespaceOptions) *node {
 	t.Helper()
 	if o.Name == "" {
 		o.Name = t.Name()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
 	if o.URL == "" && o.Server.Dir == "" {
 		o.Server.Dir = t.TempDir()

@@ -46,6 +46,7 @@ type LeafOptions struct {
 const (
 	startTimeout  = 30 * time.Second
 	leafReconnect = time.Second
+	syncBeside    = time.Second
 )
 
 // startServer starts the embedded server.
@@ -57,8 +58,13 @@ func startServer(o *Options) (*server.Server, error) {
 	opts := &server.Options{
 		ServerName: o.Name, DontListen: so.Listen == "", NoSigs: true, NoLog: true, NoSystemAccount: false,
 		JetStream: true, StoreDir: so.Dir, JetStreamMaxStore: so.StoreBytes,
-		SyncInterval: so.SyncInterval, SyncAlways: so.SyncInterval == 0,
+		SyncInterval: so.SyncInterval,
 		MaxPayload: maxPayload, MaxPending: 64 << 20,
+	}
+	if so.SyncInterval == 0 {
+		// Publications are forced to the disk before they are answered (blocks); this
+		// is for what the server writes beside.
+		opts.SyncInterval = syncBeside
 	}
 	if so.Listen != "" {
 		host, port, err := net.SplitHostPort(so.Listen)

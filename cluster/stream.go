@@ -49,6 +49,7 @@ type stream struct {
 	cancel context.CancelFunc
 	work   chan struct{} // the watch has something to do at once
 
+	blocks  *blocks      // nil: answers don't wait for the disk; set before ready
 	suspect atomic.Int64 // Unix nanoseconds until which positions are compared one by one
 	seldom  pace.Seldom
 
@@ -141,6 +142,9 @@ func (s *stream) run() {
 	if !s.begin() {
 		return
 	}
+	if s.blocks != nil {
+		defer s.blocks.close()
+	}
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
@@ -174,7 +178,9 @@ func (s *stream) begin() bool {
 		err := s.b.link.Wait(s.life)
 		if err == nil {
 			if err = s.ensure(); err == nil {
-				err = s.follow()
+				if err = s.follow(); err == nil {
+					err = s.openBlocks()
+				}
 			}
 		}
 		if err == nil {
@@ -193,6 +199,16 @@ func (s *stream) begin() bool {
 		case <-time.After(ensureRetry):
 		}
 	}
+}
+
+// openBlocks lets answers wait for the disk, where they are to.
+func (s *stream) openBlocks() (err error) {
+	l := s.b.link
+	if l.server == nil || l.opts.Server.SyncInterval > 0 {
+		return nil
+	}
+	s.blocks, err = openBlocks(blocksDir(l.opts.Server.Dir, s.name))
+	return err
 }
 
 // ensure makes the stream as it is configured here.
