@@ -62,6 +62,9 @@ type Broker struct {
 	replies  *replies
 	reads    reads
 	seed     maphash.Seed
+	// watchEvery is how often streams are compared with what has come of them.
+	watchEvery time.Duration
+
 	order    [publishShards]sync.Mutex // held while a publication goes out: here and there in one order
 	subjects [publishShards]string
 
@@ -94,7 +97,7 @@ func NewBroker(l *Link, o BrokerOptions) *Broker {
 	if o.IdempotencyTTL == 0 {
 		o.IdempotencyTTL = 5 * time.Minute
 	}
-	b := &Broker{link: l, log: l.log, opts: o, local: topic.NewMemory(o.Memory), seed: maphash.MakeSeed()}
+	b := &Broker{link: l, log: l.log, opts: o, local: topic.NewMemory(o.Memory), seed: maphash.MakeSeed(), watchEvery: watchInterval}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.streams.Store(&map[string]*stream{})
 	for i := range b.subjects {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"perch/topic"
 )
@@ -92,6 +93,11 @@ func (s *stream) take(m *nats.Msg) {
 	defer s.mu.Unlock()
 	at := s.at.Load()
 	if w.seq <= at {
+		// It has come already, unless the stream has begun anew.
+		if r, err := decode(w.data); err == nil && r.flags&flagEpoch != 0 && r.epoch != *s.epoch.Load() {
+			s.anew = true
+			s.poke()
+		}
 		return
 	}
 	if w.seq > at+1 && !s.repairLocked(w.seq-1) {
@@ -214,6 +220,11 @@ func (s *stream) watch(at bool) error {
 		return nil
 	}
 	st, err := s.state()
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if err = s.ensure(); err == nil {
+			st, err = s.state()
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -221,8 +232,8 @@ func (s *stream) watch(at bool) error {
 	defer s.mu.Unlock()
 	have := s.at.Load()
 	switch {
-	case st.last < have:
-		return s.lostLocked(st)
+	case st.last < have || s.anew:
+		return s.lostLocked()
 	case st.last == have:
 		s.behind = 0
 	case at || s.behind > 0 && have < s.behind:
@@ -238,10 +249,10 @@ func (s *stream) watch(at bool) error {
 
 // lostLocked is for a stream that stands before what it has delivered: it has been
 // made anew, or an old copy of it has come back.
-func (s *stream) lostLocked(st streamState) error {
+func (s *stream) lostLocked() error {
 	// Once more, from the leader: a new one may not have had all yet.
 	again, err := s.state()
-	if err != nil || again.last >= s.at.Load() {
+	if err != nil || again.last >= s.at.Load() && !s.anew {
 		return err
 	}
 	old := *s.epoch.Load()
@@ -259,6 +270,7 @@ func (s *stream) lostLocked(st streamState) error {
 		return err
 	}
 	s.at.Store(again.last)
+	s.anew = false
 	return nil
 }
 

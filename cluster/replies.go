@@ -32,6 +32,22 @@ type replies struct {
 // goroutine of the connection's, or the one that ends it, and does not block.
 type call struct {
 	got func(m *nats.Msg, err error) (more bool)
+
+	mu   sync.Mutex
+	over bool
+}
+
+// answer brings one answer, or the end, unless it has ended; it tells whether more
+// is to come.
+func (c *call) answer(m *nats.Msg, err error) (more bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return false
+	}
+	more = c.got(m, err)
+	c.over = !more
+	return more
 }
 
 type timed struct {
@@ -78,7 +94,7 @@ func (r *replies) take(m *nats.Msg) {
 	r.mu.Lock()
 	c := r.wait[t]
 	r.mu.Unlock()
-	if c != nil && !c.got(m, nil) {
+	if c != nil && !c.answer(m, nil) {
 		r.forget(t)
 	}
 }
@@ -96,7 +112,7 @@ func (r *replies) fail(t uint64, err error) {
 	delete(r.wait, t)
 	r.mu.Unlock()
 	if c != nil {
-		c.got(nil, err)
+		c.answer(nil, err)
 	}
 }
 
@@ -108,7 +124,7 @@ func (r *replies) failAll(err error) {
 	r.order, r.first = nil, 0
 	r.mu.Unlock()
 	for _, c := range all {
-		c.got(nil, err)
+		c.answer(nil, err)
 	}
 }
 

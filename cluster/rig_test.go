@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -137,6 +138,7 @@ func newNode(t testing.TB, o Options, all ...topic.NamespaceOptions) *node {
 	}
 	t.Cleanup(l.Close)
 	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
+	n.watchEvery = 200 * time.Millisecond
 	n.SetNamespaces(namespaces(t, all))
 	if err := n.Start(n.got); err != nil {
 		t.Fatal(err)
@@ -260,3 +262,5 @@ var (
 )
 
 func number(prefix string, i int) string { return fmt.Sprintf("%s%d", prefix, i) }
+
+func slogTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

@@ -59,7 +59,7 @@ func startServer(o *Options) (*server.Server, error) {
 		ServerName: o.Name, DontListen: so.Listen == "", NoSigs: true, NoLog: true, NoSystemAccount: false,
 		JetStream: true, StoreDir: so.Dir, JetStreamMaxStore: so.StoreBytes,
 		SyncInterval: so.SyncInterval,
-		MaxPayload: maxPayload, MaxPending: 64 << 20,
+		MaxPayload:   maxPayload, MaxPending: 64 << 20,
 	}
 	if so.SyncInterval == 0 {
 		// Publications are forced to the disk before they are answered (blocks); this

@@ -58,6 +58,7 @@ type stream struct {
 	marks  marks
 	behind uint64 // where the stream stood at the last look, when it had not come yet
 	mark   mark   // the message that holds the epoch
+	anew   bool   // the stream holds another epoch before where it stood
 }
 
 // mark is where and when the epoch was written last.
@@ -107,7 +108,8 @@ func (s *stream) config() jetstream.StreamConfig {
 	if age == 0 {
 		age = s.b.opts.MetaTTL
 	}
-	age = max(age, ns.HistoryTTL)
+	// The epoch is in it as well, and is written again when half of its time is over.
+	age = max(age, ns.HistoryTTL, 5*s.b.watchEvery)
 	c := jetstream.StreamConfig{
 		Name: s.name, Description: "perch: histories of namespace " + quoted(ns.Name),
 		Subjects: []string{s.stored + "*"}, Storage: jetstream.FileStorage, Replicas: s.b.link.Replicas(),
@@ -145,7 +147,7 @@ func (s *stream) run() {
 	if s.blocks != nil {
 		defer s.blocks.close()
 	}
-	tick := time.NewTicker(watchInterval)
+	tick := time.NewTicker(s.b.watchEvery)
 	defer tick.Stop()
 	for {
 		var err error

@@ -23,6 +23,7 @@ import (
 type blocks struct {
 	dir  string // of the block files
 	from int    // blocks before it are on the disk
+	sync func(name string) error
 
 	mu      sync.Mutex
 	waiting []func(error)
@@ -56,7 +57,7 @@ func openBlocks(dir string) (*blocks, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster: files of a stream: %w", err)
 	}
-	b := &blocks{dir: dir, from: all[0], wake: make(chan struct{}, 1), rest: make(chan struct{}, 1), stop: make(chan struct{})}
+	b := &blocks{dir: dir, from: all[0], sync: forceFile, wake: make(chan struct{}, 1), rest: make(chan struct{}, 1), stop: make(chan struct{})}
 	if err := b.force(); err != nil {
 		return nil, err
 	}
@@ -162,7 +163,7 @@ func (b *blocks) run() {
 // one since the time before.
 func (b *blocks) force() error {
 	for n := b.from; ; n++ {
-		err := b.forceOne(n)
+		err := b.sync(b.name(n))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("cluster: force to the disk: %w", err)
 		}
@@ -170,7 +171,7 @@ func (b *blocks) force() error {
 		switch {
 		case next == nil:
 			// A new file: its name has to be on the disk as well.
-			if err := forceFile(b.dir); err != nil {
+			if err := b.sync(b.dir); err != nil {
 				return fmt.Errorf("cluster: force to the disk: %w", err)
 			}
 		case err == nil:
@@ -189,9 +190,7 @@ func (b *blocks) force() error {
 
 func (b *blocks) name(n int) string { return filepath.Join(b.dir, strconv.Itoa(n)+blockFile) }
 
-// forceOne opens the file anew: another may have taken its place.
-func (b *blocks) forceOne(n int) error { return forceFile(b.name(n)) }
-
+// forceFile opens the file anew each time: another may have taken its place.
 func forceFile(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
