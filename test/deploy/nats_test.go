@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -148,7 +149,8 @@ func jetStream(t *testing.T, url string, opts ...nats.Option) (*nats.Conn, jetst
 func store(t *testing.T, js jetstream.JetStream, replicas int) {
 	t.Helper()
 	await(t, "a stream is kept by as many servers as nats.replicas", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		// What is asked before there is a leader has no answer.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 			Name: "perch_test", Subjects: []string{"perch.h.test.>"}, Replicas: replicas,
@@ -160,11 +162,13 @@ func store(t *testing.T, js jetstream.JetStream, replicas int) {
 	})
 }
 
-// certificates puts files of the test in the place of those that a
-// configuration names.
-func certificates(t *testing.T, text string, files map[string]string) string {
+// replaced is a text with files of the test in the place of those that it names.
+func replaced(t *testing.T, text string, files map[string]string) string {
 	t.Helper()
 	for name, path := range files {
+		if !strings.Contains(text, name) {
+			t.Errorf("it does not name %s", name)
+		}
 		text = strings.ReplaceAll(text, name, path)
 	}
 	return text
