@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -226,11 +225,15 @@ func write(t *testing.T, dir, name, text string) string {
 	return path
 }
 
-// secret is one as "openssl rand -hex 32" may make it: NATS would take it for a
-// number, if it stood without quotes.
+// secret is a password of digits: NATS would take it for a number, if it stood
+// without quotes.
 func secret(name string) string {
 	sum := sha256.Sum256([]byte(name))
-	return "12e" + hex.EncodeToString(sum[:])[3:]
+	digits := make([]byte, 0, 2*len(sum))
+	for _, b := range sum {
+		digits = append(digits, '0'+b>>4%10, '0'+b%10)
+	}
+	return string(digits)
 }
 
 // settings are what the tests look at of a perch.yaml.
