@@ -23,5 +23,7 @@ USER 65532:65532
 ENV PERCH_LISTEN=0.0.0.0:8000 PERCH_DATA_DIR=/data
 VOLUME /data
 EXPOSE 8000
+# Asks the admin port of the same container.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["/perch", "health"]
 ENTRYPOINT ["/perch"]
 CMD ["serve"]

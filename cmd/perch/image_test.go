@@ -23,7 +23,7 @@ func TestImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	dockerfile := string(data)
-	for _, want := range []string{"\nFROM scratch\n", "\nUSER 65532:65532\n", "--chown=65532:65532 /out/data /data\n", "\nENTRYPOINT [\"/perch\"]\nCMD [\"serve\"]\n"} {
+	for _, want := range []string{"\nFROM scratch\n", "\nUSER 65532:65532\n", "--chown=65532:65532 /out/data /data\n", ` CMD ["/perch", "health"]`, "\nENTRYPOINT [\"/perch\"]\nCMD [\"serve\"]\n"} {
 		if !strings.Contains(dockerfile, want) {
 			t.Errorf("the Dockerfile misses %q", want)
 		}
@@ -83,6 +83,10 @@ func TestImage(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("keys: %s", resp.Status)
+	}
+	admin := strings.TrimSuffix(after(t, p.greet, "and its backends on http://"), ".")
+	if out, err := inside("health", "--admin", admin).CombinedOutput(); err != nil || string(out) != "ready\n" {
+		t.Errorf("health: %s %v", out, err)
 	}
 	p.drain(t)
 	for _, name := range []string{"signing-key.pem", apiKeyFile} {
