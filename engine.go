@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -155,7 +156,10 @@ func (c *checker) nats(o *Options) {
 		c.fail("nats.replicas", "%d need a cluster outside (nats.url): the server in the process is one", n.Replicas)
 	}
 	if n.Listen != "" {
-		c.address("nats.listen", n.Listen, o.Dev)
+		if host, _, err := net.SplitHostPort(n.Listen); c.address("nats.listen", n.Listen, o.Dev) && err == nil &&
+			!loopback(host) && n.Password == "" && n.Token == "" {
+			c.fail("nats.listen", "%s can be reached from outside, and who comes there reads and writes all histories: set nats.user and nats.password, or nats.token", n.Listen)
+		}
 	}
 	if (n.Leaf.URL == "") != (n.Leaf.Site == "") {
 		c.fail("nats.leaf.site", "nats.leaf.url and nats.leaf.site: set both, or neither")

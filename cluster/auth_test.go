@@ -209,3 +209,35 @@ func TestFilesNamed(t *testing.T) {
 		}
 	}
 }
+
+// TestListen: the embedded server takes other nodes at its port, and only those
+// that know what its own does.
+func TestListen(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_ = l.Close()
+	a := newNode(t, Options{Name: "a", User: "u", Password: "p", Server: ServerOptions{Dir: t.TempDir(), Listen: addr}}, news).waitReady()
+	b := newNode(t, Options{Name: "b", User: "u", Password: "p", URL: "nats://" + addr}, news).waitReady()
+	a.must("news:x", "1")
+	b.must("news:x", "2")
+	for _, n := range []*node{a, b} {
+		if all := n.got.wait(t, "news:x", 2); data(all) != "1 2" {
+			t.Errorf("delivered: %s", data(all))
+		}
+	}
+	w, err := Open(Options{Name: "w", User: "u", Password: "x", URL: "nats://" + addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	until(t, "refused", func() bool { return w.LastError() != nil })
+	if w.Connected() {
+		t.Error("connected with a wrong password")
+	}
+	if _, err := Open(Options{Name: "c", Server: ServerOptions{Dir: t.TempDir(), Listen: addr}}); err == nil || !strings.Contains(err.Error(), addr) {
+		t.Errorf("a taken port: %v", err)
+	}
+}

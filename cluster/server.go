@@ -14,13 +14,17 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"perch/internal/pace"
 )
 
 // ServerOptions are of the NATS server in the process.
 type ServerOptions struct {
 	// Dir is where it keeps its streams; made with mode 0700.
 	Dir string
-	// Listen is a host:port at which clients of NATS are taken, empty: nowhere.
+	// Listen is a host:port at which clients of NATS are taken, empty: nowhere. They
+	// need Options.User and Password, or Token, where these are set; with
+	// Options.TLS.Cert the port speaks TLS.
 	Listen string
 	// StoreBytes bounds all that it keeps; 0: three quarters of what the file system
 	// has free.
@@ -75,6 +79,18 @@ func startServer(o *Options) (*server.Server, error) {
 		if opts.Port, err = strconv.Atoi(port); err != nil {
 			return nil, fmt.Errorf("cluster: %w", err)
 		}
+		if err := free(so.Listen); err != nil {
+			return nil, err
+		}
+		// Whoever comes over the port has to say what this node says of itself.
+		opts.Username, opts.Password, opts.Authorization = o.User, o.Password, o.Token
+		if o.TLS.Cert != "" {
+			c, err := o.TLS.config()
+			if err != nil {
+				return nil, err
+			}
+			opts.TLS, opts.TLSConfig = true, c
+		}
 	}
 	if err := so.Leaf.apply(opts); err != nil {
 		return nil, err
@@ -83,7 +99,7 @@ func startServer(o *Options) (*server.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster: start the embedded server: %w", err)
 	}
-	s.SetLoggerV2(&serverLog{o.Logger}, false, false, false)
+	s.SetLoggerV2(&serverLog{log: o.Logger}, false, false, false)
 	s.Start()
 	if !s.ReadyForConnections(startTimeout) || !s.JetStreamEnabled() {
 		s.Shutdown()
@@ -94,6 +110,15 @@ func startServer(o *Options) (*server.Server, error) {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
 	return s, nil
+}
+
+// free tells whether a port can be had: the server does not say why it can't.
+func free(addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	return l.Close()
 }
 
 // apply joins the server to its hub.
@@ -128,12 +153,23 @@ func (l *LeafOptions) apply(opts *server.Options) error {
 }
 
 // serverLog brings the lines of the embedded server to ours. What it takes for
-// news is of no use to most: Debug.
-type serverLog struct{ log *slog.Logger }
+// news is of no use to most: Debug. Strangers at its port can make it say the rest
+// often.
+type serverLog struct {
+	log    *slog.Logger
+	seldom pace.Seldom
+}
 
 func (l *serverLog) say(level slog.Level, format string, v []any) {
-	if l.log.Enabled(context.Background(), level) {
-		l.log.Log(context.Background(), level, "nats server", "line", fmt.Sprintf(format, v...))
+	if !l.log.Enabled(context.Background(), level) {
+		return
+	}
+	if level == slog.LevelDebug {
+		l.log.Debug("nats server", "line", fmt.Sprintf(format, v...))
+		return
+	}
+	if quiet, ok := l.seldom.Pass(time.Second); ok {
+		l.log.Log(context.Background(), level, "nats server", "line", fmt.Sprintf(format, v...), "quiet", quiet)
 	}
 }
 func (l *serverLog) Noticef(f string, v ...any) { l.say(slog.LevelDebug, f, v) }
