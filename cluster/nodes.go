@@ -375,18 +375,24 @@ func (n *Nodes) Alone() bool {
 	return len(n.peers) == 0 && n.opts.Link.Connected()
 }
 
-// Tell brings news of a topic to the nodes that are there. It does not block;
-// false: they could not be told.
-func (n *Nodes) Tell(topic string, data []byte) bool {
+// Tell brings news of a topic, of about size bytes, to the nodes that are there.
+// encode is called later, on another goroutine, and gives them in messages of some
+// 256 KiB. It does not block; false: they could not be told.
+func (n *Nodes) Tell(topic string, size int, encode func() [][]byte) bool {
 	n.mu.Lock()
 	nobody := len(n.peers) == 0
 	n.mu.Unlock()
 	if nobody {
 		return true
 	}
-	e := envelope{Node: n.self, Topic: topic}
-	b := e.encode(data)
-	if !n.opts.Link.Connected() || int64(len(b)) > n.nc.MaxPayload() || !n.outbox.send(n.base+kindNews, b) {
+	if !n.opts.Link.Connected() || !n.outbox.put(letter{subject: n.base + kindNews, size: size, make: func() [][]byte {
+		all := encode()
+		for i := range all {
+			e := envelope{Node: n.self, Topic: topic}
+			all[i] = e.encode(all[i])
+		}
+		return all
+	}}) {
 		n.unsaid.Add(1)
 		return false
 	}

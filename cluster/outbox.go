@@ -20,20 +20,28 @@ type outbox struct {
 type letter struct {
 	subject string
 	data    []byte
+	size    int
+	// make, where set, takes the place of data: it is called when the letter's turn
+	// comes.
+	make func() [][]byte
 }
 
 const letterOverhead = 128
 
 // send never blocks; false: there is no room.
 func (o *outbox) send(subject string, data []byte) bool {
-	n := letterOverhead + len(data)
+	return o.put(letter{subject: subject, data: data, size: len(data)})
+}
+
+func (o *outbox) put(l letter) bool {
+	n := letterOverhead + l.size
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed || o.bytes+n > o.most {
 		return false
 	}
 	o.bytes += n
-	o.row = append(o.row, letter{subject, data})
+	o.row = append(o.row, l)
 	if !o.busy {
 		o.busy = true
 		o.done.Go(o.run)
@@ -50,10 +58,16 @@ func (o *outbox) run() {
 		o.mu.Unlock()
 		n := 0
 		for _, l := range row {
-			// An error says that the connection is gone: who asks hears of it by that,
-			// and news are not told late.
-			_ = o.publish(l.subject, l.data)
-			n += letterOverhead + len(l.data)
+			all := [][]byte{l.data}
+			if l.make != nil {
+				all = l.make()
+			}
+			for _, data := range all {
+				// An error says that the connection is gone: who asks hears of it by that,
+				// and news are not told late.
+				_ = o.publish(l.subject, data)
+			}
+			n += letterOverhead + l.size
 		}
 		o.mu.Lock()
 		o.bytes -= n
