@@ -278,4 +278,3 @@ func errorWire(err error) string {
 	}
 	return wireFailed
 }
-

@@ -60,5 +60,5 @@ func firstPeerError(answers []PeerAnswer, err error) error {
 // noPeers are those of a server that is alone.
 type noPeers struct{}
 
-func (noPeers) Alone() bool                                         { return true }
+func (noPeers) Alone() bool                                        { return true }
 func (noPeers) Ask(_ PeerQuestion, done func([]PeerAnswer, error)) { done(nil, nil) }
