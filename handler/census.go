@@ -38,6 +38,19 @@ type reader interface {
 // goroutine; it does not block.
 func takeCensus(here reader, peers Peers, method, name string, done func(*census, error)) {
 	c := &census{}
+	local := func(all []topic.ClientInfo) {
+		c.here = all
+		for i := range all {
+			c.size += infoWeight(&all[i])
+		}
+	}
+	if peers.Alone() {
+		here.Presence(name, func(all []topic.ClientInfo, err error) {
+			local(all)
+			done(c, err)
+		})
+		return
+	}
 	var (
 		mu   sync.Mutex
 		left = 2
@@ -71,10 +84,7 @@ func takeCensus(here reader, peers Peers, method, name string, done func(*census
 	})
 	here.Presence(name, func(all []topic.ClientInfo, err error) {
 		part(func() error {
-			c.here = all
-			for i := range all {
-				c.size += infoWeight(&all[i])
-			}
+			local(all)
 			return err
 		})
 	})
