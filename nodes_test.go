@@ -99,6 +99,19 @@ func (s *clusterNode) subscribed(t *testing.T, user, topic string) (*peer, strin
 	return p, client
 }
 
+// refused skips what comes up to the reply with the id, and is its error.
+func (p *peer) refused(id int) map[string]any {
+	p.t.Helper()
+	for {
+		for _, r := range p.lines() {
+			if r["id"] == float64(id) {
+				e, _ := r["error"].(map[string]any)
+				return e
+			}
+		}
+	}
+}
+
 // push skips what comes up to a push of the kind.
 func (p *peer) push(kind string) map[string]any {
 	p.t.Helper()
@@ -401,15 +414,8 @@ func TestNodeCutOff(t *testing.T) {
 		t.Errorf("disconnect: %d", code)
 	}
 	bob.send(`{"id":7,"presence":{"channel":"there"}}`)
-	for done := false; !done; {
-		for _, l := range bob.lines() {
-			if l["id"] == 7.0 {
-				if e, _ := l["error"].(map[string]any); e["code"] != 100.0 || e["temporary"] != true {
-					t.Errorf("%v", l)
-				}
-				done = true
-			}
-		}
+	if e := bob.refused(7); e["code"] != 100.0 || e["temporary"] != true {
+		t.Errorf("%v", e)
 	}
 	if nodes := b.result(t, "info", `{}`)["nodes"].([]any); len(nodes) != 1 {
 		t.Errorf("%v", nodes)
@@ -417,4 +423,122 @@ func TestNodeCutOff(t *testing.T) {
 	// A session that is here needs nobody else.
 	b.api(t, "disconnect", fmt.Sprintf(`{"client":%q}`, bobs))
 	bob.closes(3503)
+}
+
+// stuck keeps a loop busy until its channel is closed.
+type stuck chan struct{}
+
+func (s stuck) Run() bool { <-s; return false }
+
+// TestNodeSlow: a node whose loops stand still is waited for no longer than said,
+// the caller is told, and what waits for it is bounded; the others and info go on.
+func TestNodeSlow(t *testing.T) {
+	r := newNodesRig(t, func(_ string, o *perch.Options) {
+		o.Loops = 1
+		perch.SetNodeTimes(o, 100*time.Millisecond, time.Second, 300*time.Millisecond)
+	})
+	asking, _ := r.a.subscribed(t, "ann", "there")
+	r.b.subscribed(t, "bob", "there")
+	gate := make(stuck)
+	loop := r.b.Net().Loop(0)
+	if !loop.Reserve(1) {
+		t.Fatal("no room")
+	}
+	loop.PostTask(1, gate)
+	opened := false
+	defer func() {
+		if !opened {
+			close(gate)
+		}
+	}()
+	for method, body := range map[string]string{
+		"presence": `{"channel":"there"}`, "presence_stats": `{"channel":"there"}`, "subscribe": `{"user":"bob","channel":"more"}`,
+	} {
+		if code := r.a.fails(t, method, body); code != 100 {
+			t.Errorf("%s: %d", method, code)
+		}
+	}
+	asking.send(`{"id":5,"presence":{"channel":"there"}}`)
+	if e := asking.refused(5); e["code"] != 100.0 || e["temporary"] != true {
+		t.Errorf("%v", e)
+	}
+	if n := r.a.metric(t, "perch_node_unanswered_total"); n != 4 {
+		t.Errorf("%v unanswered", n)
+	}
+	if n := strings.Count(r.a.log.String(), "nodes have not answered in time"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	// It lives: it is in the list, and what does not need its loops is done.
+	if n := len(r.a.result(t, "info", `{}`)["nodes"].([]any)); n != 3 {
+		t.Errorf("%d nodes", n)
+	}
+	if n := r.a.metric(t, "perch_nodes"); n != 3 {
+		t.Errorf("%v nodes", n)
+	}
+	r.c.api(t, "disconnect", `{"user":"ann"}`)
+	asking.closes(3503)
+	close(gate)
+	opened = true
+	eventually(t, "it answers again", func() bool {
+		return r.a.fails(t, "presence_stats", `{"channel":"there"}`) == 0
+	})
+	if n := r.a.metric(t, "perch_node_surveys"); n != 0 {
+		t.Errorf("%v surveys are left", n)
+	}
+}
+
+// TestNodeBack: clients of a node that ends come back through another one, and are
+// counted there, once; and so does the node.
+func TestNodeBack(t *testing.T) {
+	r := newNodesRig(t, nil)
+	var lost []*peer
+	for i := range 20 {
+		p, _ := r.c.subscribed(t, fmt.Sprintf("user-%d", i), "there")
+		lost = append(lost, p)
+	}
+	r.c.Abort()
+	<-r.c.done
+	r.c.err = nil
+	for i, p := range lost {
+		if _, _, err := p.Closed(); err == nil {
+			t.Log("a close frame came")
+		}
+		r.all[i%2].subscribed(t, fmt.Sprintf("user-%d", i), "there")
+	}
+	want := func(n *clusterNode, count float64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%v are there", count), func() bool {
+			got := n.result(t, "presence_stats", `{"channel":"there"}`)
+			return got["num_clients"] == count && got["num_users"] == count
+		})
+	}
+	want(r.a, 20)
+	want(r.b, 20)
+	again := r.node(t, "c", nil)
+	again.subscribed(t, "late", "there")
+	// It knows the others before it is ready.
+	if got := again.result(t, "presence_stats", `{"channel":"there"}`); got["num_clients"] != 21.0 {
+		t.Errorf("%v", got)
+	}
+	want(r.a, 21)
+	if n := r.a.metric(t, `perch_node_changes_total{change="joined"}`); n != 3 {
+		t.Errorf("%v joined", n)
+	}
+}
+
+// TestNodesAlone: a server whose NATS takes nobody else has no other nodes, and
+// shows none.
+func TestNodesAlone(t *testing.T) {
+	r := &nodesRig{}
+	n := r.node(t, "a", nil)
+	n.subscribed(t, "ann", "there")
+	if got := n.result(t, "presence_stats", `{"channel":"there"}`); got["num_clients"] != 1.0 {
+		t.Errorf("%v", got)
+	}
+	if _, page := get(t, "http://"+n.admin+"/metrics"); strings.Contains(page, "perch_node") {
+		t.Error("metrics of a cluster")
+	}
+	if _, body := get(t, "http://"+n.admin+"/readyz"); body != `{"ready":true,"state":"ready"}` {
+		t.Error(body)
+	}
 }
