@@ -164,6 +164,19 @@ func TestPeersDisconnect(t *testing.T) {
 		}
 	}
 	p.take()
+	// One that has ended where its id was made may go on elsewhere.
+	for _, client := range []string{session.Node(9).ClientID(session.MakeID(0, 1, 1)), here.node.ClientID(session.MakeID(0, 1, 1))} {
+		for _, body := range []string{`{"client":%q}`, `{"client":%q,"expired":true}`} {
+			method := "disconnect"
+			if strings.Contains(body, "expired") {
+				method = "refresh"
+			}
+			here.call(method, fmt.Sprintf(body, client), `{"result":{}}`)
+			if got := p.take(); !slices.Contains(got, "0 "+method) {
+				t.Errorf("%s: asked %q", method, got)
+			}
+		}
+	}
 }
 
 // TestPeersFail: an error of another node is the caller's, and one that does not
@@ -295,6 +308,10 @@ func TestPresenceOfAllFails(t *testing.T) {
 			r.loop.until(t, "the answer", func() bool { return len(p.out) == 1 })
 			p.wants(answer(2, c.want))
 			p.idle()
+			// What is too much is not put together first.
+			if n := r.pool.Stats().Done; n != 0 && name != "garbage" {
+				t.Errorf("%d jobs of the pool", n)
+			}
 		})
 	}
 }
