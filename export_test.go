@@ -50,3 +50,6 @@ func SetNodeTimes(o *Options, interval, gone, timeout time.Duration) {
 
 // Node is the number of this process in client ids.
 func (s *Server) Node() session.Node { return s.node }
+
+// Digest stands for the namespaces of o.
+func Digest(o *Options) string { return o.digest() }

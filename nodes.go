@@ -4,8 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -41,16 +42,22 @@ func (s *Server) startNodes(ctx context.Context) error {
 	return s.nodes.Start(ctx)
 }
 
-// digest stands for the namespaces: nodes of one cluster have the same.
+// digest stands for the namespaces: nodes of one cluster have the same. What is
+// not set does not count, so that a version that knows more keys does not disagree.
 func (o *Options) digest() string {
 	list := slices.Clone(o.Topics.Namespaces)
 	slices.SortFunc(list, func(a, b topic.NamespaceOptions) int { return strings.Compare(a.Name, b.Name) })
-	b, err := json.Marshal(append([]topic.NamespaceOptions{o.Topics.Default}, list...))
-	if err != nil {
-		panic("perch: digest: " + err.Error()) // switches, numbers and strings
+	h := sha256.New()
+	for _, ns := range append([]topic.NamespaceOptions{o.Topics.Default}, list...) {
+		v := reflect.ValueOf(ns)
+		fmt.Fprintf(h, "%q\n", ns.Name)
+		for i := range v.NumField() {
+			if f := v.Field(i); !f.IsZero() {
+				fmt.Fprintf(h, "%s=%q\n", v.Type().Field(i).Tag.Get("koanf"), fmt.Sprint(f.Interface()))
+			}
+		}
 	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:8])
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // peers are the other nodes as the handlers see them; nil: there never are any.
@@ -124,6 +131,9 @@ func (s *Server) tellNodes(name string, news []topic.News) {
 
 // takeNews brings the news of another node to the subscribers of this one.
 func (s *Server) takeNews(name string, data []byte) {
+	if !s.topics.Interested(name) {
+		return
+	}
 	news, err := handler.DecodeNews(data)
 	if err != nil {
 		s.log.Debug("news of a node not understood", "topic", name, "err", err)

@@ -15,6 +15,7 @@ import (
 
 	"perch"
 	"perch/internal/testkit"
+	"perch/topic"
 )
 
 // natsForNodes is a NATS server outside, for the time of the test.
@@ -213,7 +214,7 @@ func TestNodesSubscribe(t *testing.T) {
 	b.closes(3005)
 	c.closes(3005)
 	for body, code := range map[string]int{
-		`{"user":"ann"}`:                           107,
+		`{"user":"ann"}`: 107,
 		`{"user":"ann","channel":"unknown:topic"}`: 102,
 	} {
 		if got := r.a.fails(t, "subscribe", body); got != code {
@@ -307,9 +308,11 @@ func TestNodesNews(t *testing.T) {
 
 // TestNodesDisagree: two nodes whose namespaces differ say so, once.
 func TestNodesDisagree(t *testing.T) {
+	var ofC perch.Options
 	r := newNodesRig(t, func(name string, o *perch.Options) {
 		if name == "c" {
 			o.Topics.Default.AllowPublishForSubscriber = true
+			ofC = *o
 		}
 	})
 	for i, want := range []float64{1, 1, 2} {
@@ -319,6 +322,14 @@ func TestNodesDisagree(t *testing.T) {
 	if n := strings.Count(r.a.log.String(), warning); n != 1 {
 		t.Errorf("said %d times", n)
 	}
+	ofC.Topics.Default.AllowPublishForSubscriber = false
+	if err := r.c.Reload(ofC); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range r.all {
+		eventually(t, "they agree", func() bool { return n.metric(t, "perch_nodes_disagreeing") == 0 })
+	}
+	eventually(t, "it is said", func() bool { return strings.Contains(r.a.log.String(), "node agrees on the namespaces again") })
 }
 
 // pipe is a TCP proxy that can be held and cut.
@@ -540,5 +551,39 @@ func TestNodesAlone(t *testing.T) {
 	}
 	if _, body := get(t, "http://"+n.admin+"/readyz"); body != `{"ready":true,"state":"ready"}` {
 		t.Error(body)
+	}
+}
+
+func TestNodesDigest(t *testing.T) {
+	digest := func(change func(*perch.Options)) string {
+		o := perch.DefaultOptions()
+		o.Topics.Namespaces = []topic.NamespaceOptions{{Name: "aa"}, {Name: "bb", HistorySize: 1, HistoryTTL: time.Second}}
+		change(&o)
+		return perch.Digest(&o)
+	}
+	same := digest(func(*perch.Options) {})
+	for name, change := range map[string]func(*perch.Options){
+		"order":         func(o *perch.Options) { slices.Reverse(o.Topics.Namespaces) },
+		"other options": func(o *perch.Options) { o.Listen, o.Topics.MaxLength = "x", 3 },
+	} {
+		if digest(change) != same {
+			t.Errorf("%s makes a difference", name)
+		}
+	}
+	for name, change := range map[string]func(*perch.Options){
+		"default":     func(o *perch.Options) { o.Topics.Default.Presence = true },
+		"size":        func(o *perch.Options) { o.Topics.Namespaces[1].HistorySize = 2 },
+		"ttl":         func(o *perch.Options) { o.Topics.Namespaces[1].HistoryTTL++ },
+		"list":        func(o *perch.Options) { o.Topics.Namespaces[0].AllowedDeltaTypes = []string{"fossil"} },
+		"fewer":       func(o *perch.Options) { o.Topics.Namespaces = o.Topics.Namespaces[:1] },
+		"other names": func(o *perch.Options) { o.Topics.Namespaces[0].Name = "cc" },
+		"swapped": func(o *perch.Options) {
+			n := o.Topics.Namespaces
+			n[0].HistorySize, n[1].HistorySize = n[1].HistorySize, 0
+		},
+	} {
+		if digest(change) == same {
+			t.Errorf("%s makes no difference", name)
+		}
 	}
 }

@@ -392,3 +392,29 @@ func FuzzEnvelope(f *testing.F) {
 		}
 	})
 }
+
+// TestNodesBeforeNATS: a node that starts while NATS is away announces itself when
+// it is there.
+func TestNodesBeforeNATS(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := ln.Addr().(*net.TCPAddr).Port
+	_ = ln.Close()
+	url := fmt.Sprintf("nats://127.0.0.1:%d", port)
+	slow := func(o *NodesOptions) { o.Interval = time.Hour }
+	a, b := join(t, url, "a", 1, slow), join(t, url, "b", 2, slow)
+	if a.Alone() {
+		t.Error("it can't know that it is alone")
+	}
+	if _, err := a.gather(Question{Method: "x"}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+	outside(t, port)
+	a.knows("b")
+	b.knows("a")
+	if answers, err := a.gather(Question{Method: "x"}); err != nil || sayAll(answers) != "b=x:,<nil>;" {
+		t.Errorf("%q, %v", sayAll(answers), err)
+	}
+}

@@ -284,3 +284,28 @@ func TestOutbox(t *testing.T) {
 		t.Errorf("%v, %d bytes", got, o.bytes)
 	}
 }
+
+// BenchmarkSurvey asks two other nodes over one NATS server, one question after the
+// other and 64 at once.
+func BenchmarkSurvey(b *testing.B) {
+	a, _, _ := three(b, nil)
+	b.Run("one", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if all, err := a.gather(Question{Method: "m"}); err != nil || len(all) != 2 {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("many", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetParallelism(32)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if all, err := a.gather(Question{Method: "m"}); err != nil || len(all) != 2 {
+					b.Error(err)
+				}
+			}
+		})
+	})
+}
