@@ -2,6 +2,28 @@ package stats
 
 import "github.com/prometheus/client_golang/prometheus"
 
+// Nodes are the nodes of a cluster, as one of them knows them.
+type Nodes struct {
+	Known       int64 // with this one
+	Disagreeing int64 // whose namespaces are others
+	// Changes counts the nodes that joined, left and went silent.
+	Changes map[string]uint64
+	// Surveys of this node are under way; Asked counts them, Unanswered the answers
+	// that did not come in time, and Busy those for which there was no room.
+	Surveys    int64
+	Asked      uint64
+	Unanswered uint64
+	Busy       uint64
+	// Answered counts the questions of others, Refused those for which there was no
+	// room.
+	Answered uint64
+	Refused  uint64
+	// Unsaid counts news that others were not told of, Malformed messages that were
+	// not understood.
+	Unsaid    uint64
+	Malformed uint64
+}
+
 // nodeRows are the metrics of a cluster; without one they are not there.
 func nodeRows() []metric {
 	one := func(kind prometheus.ValueType, name, help string, f func(*Nodes) float64) metric {
