@@ -41,3 +41,15 @@ func (s *Server) ForceDrain(ctx context.Context, ids []session.ID) <-chan int {
 	go func() { done <- d.force(ctx) }()
 	return done
 }
+
+// SetNodeTimes lets tests have nodes that announce themselves more often, are
+// sooner taken for gone, and are waited for less long.
+func SetNodeTimes(o *Options, interval, gone, timeout time.Duration) {
+	o.nodeTimes = nodeTimes{interval, gone, timeout}
+}
+
+// Node is the number of this process in client ids.
+func (s *Server) Node() session.Node { return s.node }
+
+// Digest stands for the namespaces of o.
+func Digest(o *Options) string { return o.digest() }

@@ -47,6 +47,8 @@ type Options struct {
 	// broker, where set, makes the one that takes the place of the in-memory
 	// broker: tests put delays and faults into it.
 	broker func(topic.MemoryOptions) topic.Broker
+	// nodeTimes lets tests have nodes that are sooner taken for gone.
+	nodeTimes nodeTimes
 	// used, where set, takes the place of what the process takes: tests run short of
 	// memory without doing so.
 	used func() int64

@@ -65,6 +65,8 @@ type Server struct {
 	// The parts, from the bottom up.
 	link      *cluster.Link   // nil: engine memory
 	broker    *cluster.Broker // likewise
+	nodes     *cluster.Nodes  // nil: there never are others
+	answers   func(ctx context.Context, method string, params []byte) ([]byte, error)
 	authority *auth.Live
 	origins   atomic.Pointer[origins]
 	registry  *session.Registry
@@ -119,7 +121,7 @@ func New(opts Options) (*Server, error) {
 			s.release(time.Now())
 		}
 	}()
-	for _, step := range []func() error{s.takePorts, s.wireLink, s.wireAuth, s.wireCore, s.wireNet, s.wireMemory, s.wireHTTP} {
+	for _, step := range []func() error{s.takePorts, s.wireLink, s.wireNodes, s.wireAuth, s.wireCore, s.wireNet, s.wireMemory, s.wireHTTP} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -244,6 +246,10 @@ func (s *Server) Run(ctx context.Context) error {
 	select {
 	case <-s.net.Started():
 		_ = s.held.Close()
+		if err = s.startNodes(ctx); err != nil {
+			err = fmt.Errorf("perch: %w", err)
+			break
+		}
 		s.state.Store(int32(stateReady))
 		close(s.ready)
 		s.greet()
@@ -342,6 +348,9 @@ func (s *Server) release(deadline time.Time) {
 	}
 	if s.commands != nil {
 		s.commands.Close()
+	}
+	if s.nodes != nil {
+		s.nodes.Close()
 	}
 	if s.pool != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), max(poolGrace, time.Until(deadline)))

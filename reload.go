@@ -111,6 +111,9 @@ func (s *Server) reloadLocked(o Options) error {
 	if s.level != nil {
 		_ = s.level.UnmarshalText([]byte(next.Log.Level)) // Check has seen it
 	}
+	if s.nodes != nil {
+		s.nodes.SetDigest(next.digest())
+	}
 	changed := changedKeys(old, next)
 	s.live.Store(next)
 	for _, key := range left {

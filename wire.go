@@ -88,6 +88,10 @@ func (s *Server) wireCore() error {
 		})
 		broker = s.broker
 	}
+	var told func(string, []topic.News)
+	if s.nodes != nil {
+		told = s.tellNodes
+	}
 	var err error
 	s.topics, err = topic.New(topic.Options{
 		Broker: broker, Memory: memory,
@@ -102,6 +106,7 @@ func (s *Server) wireCore() error {
 		HistoryLimit: o.Topics.HistoryLimit, RecoveryLimit: o.Topics.RecoveryLimit, IdempotencyTTL: o.Topics.IdempotencyTTL,
 		JoinLeaveInterval: o.Topics.JoinLeaveInterval, PositionInterval: o.Topics.PositionInterval,
 		HeldBytes: o.Limits.PendingBytes,
+		Told:      told,
 		Lost:      func(p *session.Session, name string, server bool) { s.commands.LoseSubscription(p, name, server) },
 	})
 	if err != nil {
@@ -119,7 +124,7 @@ func (s *Server) wireCore() error {
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
 		ReplyBytes: o.Limits.PendingBytes, CommandRate: o.Limits.CommandRate, SessionsPerUser: o.Limits.SessionsPerUser,
-		CallTimeout: o.Pool.CallTimeout,
+		CallTimeout: o.Pool.CallTimeout, Peers: s.peers(),
 	})
 	if err != nil {
 		return err
@@ -255,14 +260,13 @@ func (s *Server) wireHTTP() error {
 	// A later request of a connection has the bound of the first, to which net/http
 	// adds 4 KiB.
 	s.public.MaxHeaderBytes = netpoll.MaxHead - 4<<10
-	version, _ := buildVersion()
+	api := s.apiOptions()
+	s.answers = handler.NewPeerAnswers(api)
 	s.admin = handler.NewHTTPServer(handler.NewAdmin(handler.AdminOptions{
-		API: handler.APIOptions{
-			KeyNow: func() string { return s.live.Load().API.Key }, Node: s.node, Name: "perch", Version: version, Started: s.started, Loops: s.net,
-			Registry: s.registry, Topics: s.topics, Sessions: s.commands, Observe: s.observeAPI, Logger: s.log,
-		},
+		API:     api,
 		Metrics: stats.Handler(stats.NewRegistry(s.snapshot), s.log),
 		State:   s.adminState,
+		Nodes:   s.knownNodes,
 		Logger:  s.log, Panicked: s.httpPanics.Inc,
 	}), s.log)
 	// Pushing in a loop needs more than the default of time for a request.

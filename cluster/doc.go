@@ -5,6 +5,9 @@
 // Broker on it implements topic.Broker: publications without a history go over
 // plain subjects, those with one into a JetStream stream for each namespace.
 //
+// Nodes know the other nodes that are alive, ask them what concerns all (control,
+// presence, info) and answer them, over plain subjects.
+//
 // Nothing here runs on an event loop. What a loop calls (Broker.Publish,
 // Broker.History) puts work into bounded queues and returns; answers come on
 // goroutines of the Link.

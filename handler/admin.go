@@ -27,7 +27,10 @@ type AdminOptions struct {
 	// Metrics is served on /metrics; nil: not at all.
 	Metrics http.Handler
 	// State is asked by /readyz; nil: always ready. Called from many goroutines.
-	State  func() AdminState
+	State func() AdminState
+	// Nodes is how many nodes of the cluster are known, as /readyz tells it; nil or 0:
+	// there is none. Called from many goroutines.
+	Nodes  func() int
 	Logger *slog.Logger // nil: slog.Default()
 	// Panicked is told of each panic of a request; nil: nobody. Called from many
 	// goroutines.
@@ -42,6 +45,9 @@ func NewAdmin(o AdminOptions) http.Handler {
 	}
 	if o.API.Logger == nil {
 		o.API.Logger = o.Logger
+	}
+	if o.Nodes == nil {
+		o.Nodes = func() int { return 0 }
 	}
 	if o.State == nil {
 		o.State = func() AdminState { return AdminReady }
@@ -67,7 +73,11 @@ func NewAdmin(o AdminOptions) http.Handler {
 		if state != AdminReady {
 			status = http.StatusServiceUnavailable
 		}
-		c.JSON(status, gin.H{"ready": state == AdminReady, "state": state})
+		body := gin.H{"ready": state == AdminReady, "state": state}
+		if n := o.Nodes(); n > 0 {
+			body["nodes"] = n
+		}
+		c.JSON(status, body)
 	})
 	registerProfiles(e)
 	return e

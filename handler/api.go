@@ -99,6 +99,8 @@ type APIOptions struct {
 	Registry *session.Registry
 	Topics   APITopics
 	Sessions APISessions
+	// Peers are the other nodes; nil: there never are any.
+	Peers Peers
 
 	// Observe, where set, is told of each call: the method (empty where there is
 	// none of the name), and 0, the code of the error, or from 400 on the HTTP
@@ -112,6 +114,7 @@ type api struct {
 	APIOptions
 	methods map[string]apiMethod
 	usage   apiUsage
+	far     bool // it answers other nodes: their requests have been checked
 }
 
 // apiMethod reads a request and gives back what is to be done; err means that
@@ -143,6 +146,9 @@ func newAPI(o APIOptions) *api {
 	if o.Observe == nil {
 		o.Observe = func(string, int) {}
 	}
+	if o.Peers == nil {
+		o.Peers = noPeers{}
+	}
 	a := &api{APIOptions: o}
 	if a.KeyNow == nil {
 		a.KeyNow = func() string { return o.Key }
@@ -150,16 +156,15 @@ func newAPI(o APIOptions) *api {
 	a.methods = map[string]apiMethod{
 		"publish":        apiBind(a.publish),
 		"broadcast":      apiBind(a.broadcast),
-		"subscribe":      apiBind(a.subscribe),
-		"unsubscribe":    apiBind(a.unsubscribe),
-		"disconnect":     apiBind(a.disconnect),
-		"refresh":        apiBind(a.refresh),
 		"info":           apiBind(a.info),
 		"channels":       apiBind(a.list),
 		"presence":       apiBind(a.presence),
 		"presence_stats": apiBind(a.presenceStats),
 		"history":        apiBind(a.history),
 		"history_remove": apiBind(a.historyRemove),
+	}
+	for name, bind := range a.acts() {
+		a.methods[name] = a.everywhere(name, bind)
 	}
 	a.usage.read() // what the first call of info compares with
 	return a

@@ -27,7 +27,18 @@ var (
 	apiExpired         = &apiError{110, "expired"}
 	apiTooManyRequests = &apiError{111, "too many requests"}
 	apiUnrecoverable   = &apiError{112, "unrecoverable position"}
+	apiUnanswered      = &apiError{100, "a node has not answered, try again"}
 )
+
+// apiErrorOf is the error of a code that another node has answered.
+func apiErrorOf(code uint32) *apiError {
+	for _, e := range []*apiError{apiUnknownTopic, apiLimitExceeded, apiBadRequest, apiNotAvailable, apiExpired, apiTooManyRequests} {
+		if e.Code == code {
+			return e
+		}
+	}
+	return apiInternal
+}
 
 // errAPIUnanswered stands in the place of an answer that has not come.
 var errAPIUnanswered = errors.New("handler: no answer")
@@ -46,10 +57,14 @@ func apiFault(err error) *apiError {
 		return apiNotAvailable
 	case errors.Is(err, topic.ErrUnrecoverable):
 		return apiUnrecoverable
-	case errors.Is(err, topic.ErrFull):
+	case errors.Is(err, topic.ErrFull), errors.Is(err, ErrPeersBusy):
 		return apiTooManyRequests
 	case errors.Is(err, topic.ErrUnavailable):
 		return apiUnavailable
+	case errors.Is(err, ErrPeersTooLarge):
+		return apiLimitExceeded
+	case errors.Is(err, ErrPeersAway), errors.Is(err, ErrPeersSilent):
+		return apiUnanswered
 	}
 	return apiInternal
 }
@@ -87,6 +102,8 @@ func (e *apiError) status() int {
 		return http.StatusNotImplemented
 	case apiTooManyRequests:
 		return http.StatusTooManyRequests
+	case apiUnanswered:
+		return http.StatusServiceUnavailable
 	case apiUnrecoverable:
 		return http.StatusRequestedRangeNotSatisfiable
 	case apiUnavailable:

@@ -136,8 +136,9 @@ func (a *api) historyRemove(ctx context.Context, r *apiTopicRequest) (any, *apiE
 	return apiEmpty(a.fault(ctx, err))
 }
 
-// present lists the subscribers of a topic whose namespace has presence.
-func (a *api) present(ctx context.Context, name string) ([]topic.ClientInfo, *apiError) {
+// present asks all nodes for the subscribers of a topic whose namespace has
+// presence.
+func (a *api) present(ctx context.Context, method, name string) (*census, *apiError) {
 	ns, fault := a.namespace(ctx, name)
 	if fault != nil {
 		return nil, fault
@@ -145,14 +146,18 @@ func (a *api) present(ctx context.Context, name string) ([]topic.ClientInfo, *ap
 	if !ns.Presence {
 		return nil, apiNotAvailable
 	}
-	all, err := one(ctx, func(done func([]topic.ClientInfo, error)) { a.Topics.Presence(name, done) })
-	return all, a.fault(ctx, err)
+	c, err := one(ctx, func(done func(*census, error)) { takeCensus(a.Topics, a.Peers, method, name, done) })
+	return c, a.fault(ctx, err)
 }
 
 func (a *api) presence(ctx context.Context, r *apiTopicRequest) (any, *apiError) {
-	all, fault := a.present(ctx, r.Channel)
+	c, fault := a.present(ctx, peerPresence, r.Channel)
 	if fault != nil {
 		return nil, fault
+	}
+	all, err := c.list()
+	if err != nil {
+		return nil, a.fault(ctx, err)
 	}
 	out := make(map[string]apiClient, len(all))
 	for i := range all {
@@ -162,10 +167,10 @@ func (a *api) presence(ctx context.Context, r *apiTopicRequest) (any, *apiError)
 }
 
 func (a *api) presenceStats(ctx context.Context, r *apiTopicRequest) (any, *apiError) {
-	all, fault := a.present(ctx, r.Channel)
+	c, fault := a.present(ctx, peerPresenceStats, r.Channel)
 	if fault != nil {
 		return nil, fault
 	}
-	clients, users := presenceStats(all)
-	return apiPresenceStatsResult{clients, users}, nil
+	clients, users, err := c.stats()
+	return apiPresenceStatsResult{clients, users}, a.fault(ctx, err)
 }

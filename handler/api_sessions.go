@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -27,6 +28,14 @@ type apiTarget struct {
 	User    string `json:"user"`
 	Client  string `json:"client"`
 	Session string `json:"session"`
+}
+
+// client is the one session that is meant, if one is.
+func (t *apiTarget) client() string {
+	if t.Client == "" {
+		return t.Session
+	}
+	return t.Client
 }
 
 type apiSubscribeRequest struct {
@@ -104,10 +113,7 @@ type apiRefreshRequest struct {
 // find lists the sessions of a target. That there are none is no error: a peer
 // may go at any time.
 func (a *api) find(t apiTarget) ([]session.ID, *apiError) {
-	client := t.Client
-	if client == "" {
-		client = t.Session
-	}
+	client := t.client()
 	if client == "" {
 		if t.User == "" {
 			return nil, a.bad("user or client is required")
@@ -127,8 +133,9 @@ func (a *api) find(t apiTarget) ([]session.ID, *apiError) {
 // each runs do with each session that is connected, on its loop, and waits for
 // all of them. n is how many bytes do carries. Where an inbox is full, no
 // session of the wave is touched; what earlier waves did stays, so do must be
-// safe to repeat. The first error wins.
-func (a *api) each(ctx context.Context, ids []session.ID, n int, do func(*session.Session) error) *apiError {
+// safe to repeat. The first error wins. found is how many there are.
+func (a *api) each(ctx context.Context, ids []session.ID, n int, do func(*session.Session) error) (found int, fault *apiError) {
+	var there atomic.Int64
 	n += session.PostOverhead
 	for wave := range slices.Chunk(ids, apiWave) {
 		loops := make([]session.Loop, len(wave))
@@ -140,7 +147,7 @@ func (a *api) each(ctx context.Context, ids []session.ID, n int, do func(*sessio
 						r.Release(n)
 					}
 				}
-				return apiTooManyRequests
+				return int(there.Load()), apiTooManyRequests
 			}
 			loops[i] = l
 		}
@@ -158,98 +165,106 @@ func (a *api) each(ctx context.Context, ids []session.ID, n int, do func(*sessio
 					err = nil
 					return
 				}
+				there.Add(1)
 				err = do(s)
 			})
 		}
 		for _, err := range g.wait(ctx) {
 			if fault := a.fault(ctx, err); fault != nil {
-				return fault
+				return int(there.Load()), fault
 			}
 		}
 	}
-	return nil
+	return int(there.Load()), nil
 }
 
-func (a *api) subscribe(ctx context.Context, r *apiSubscribeRequest) (any, *apiError) {
+func (a *api) subscribe(ctx context.Context, r *apiSubscribeRequest) (int, *apiError) {
 	if r.Channel == "" {
-		return nil, a.bad("channel is required")
+		return 0, a.bad("channel is required")
 	}
 	ids, fault := a.find(r.apiTarget)
 	if fault != nil {
-		return nil, fault
+		return 0, fault
+	}
+	if a.far && len(ids) == 0 {
+		return 0, nil
 	}
 	if _, err := a.Topics.Namespace(r.Channel); err != nil {
-		return nil, a.fault(ctx, err)
+		return 0, a.fault(ctx, err)
 	}
 	info, okInfo := apiBytes(r.Info, r.B64Info)
 	data, okData := apiBytes(r.Data, r.B64Data)
 	if !okInfo || !okData {
-		return nil, a.bad("b64info or b64data is not base64")
+		return 0, a.bad("b64info or b64data is not base64")
 	}
 	if r.ExpireAt < 0 {
-		return nil, a.bad("expire_at is negative")
+		return 0, a.bad("expire_at is negative")
 	}
 	if r.ExpireAt > 0 && r.ExpireAt <= time.Now().Unix() {
-		return nil, apiExpired
+		return 0, apiExpired
 	}
 	sub := APISubscription{Topic: r.Channel, Info: info, Data: data, ExpireAt: r.ExpireAt,
 		Since: r.RecoverSince.topic(), Override: r.override()}
 	n := len(r.Channel) + len(info) + len(data)
-	return apiEmpty(a.each(ctx, ids, n, func(s *session.Session) error {
+	return a.each(ctx, ids, n, func(s *session.Session) error {
 		err := a.Sessions.SubscribeSession(s, sub)
 		if errors.Is(err, topic.ErrAlreadySubscribed) {
 			return nil // what was asked for is so
 		}
 		return err
-	}))
+	})
 }
 
-func (a *api) unsubscribe(ctx context.Context, r *apiUnsubscribeRequest) (any, *apiError) {
+func (a *api) unsubscribe(ctx context.Context, r *apiUnsubscribeRequest) (int, *apiError) {
 	if r.Channel == "" {
-		return nil, a.bad("channel is required")
+		return 0, a.bad("channel is required")
 	}
 	ids, fault := a.find(r.apiTarget)
 	if fault != nil {
-		return nil, fault
+		return 0, fault
+	}
+	if a.far && len(ids) == 0 {
+		return 0, nil
 	}
 	if _, err := a.Topics.Namespace(r.Channel); err != nil {
-		return nil, a.fault(ctx, err)
+		return 0, a.fault(ctx, err)
 	}
-	return apiEmpty(a.each(ctx, ids, len(r.Channel), func(s *session.Session) error {
+	return a.each(ctx, ids, len(r.Channel), func(s *session.Session) error {
 		return a.Sessions.UnsubscribeSession(s, r.Channel)
-	}))
+	})
 }
 
-func (a *api) refresh(ctx context.Context, r *apiRefreshRequest) (any, *apiError) {
+func (a *api) refresh(ctx context.Context, r *apiRefreshRequest) (int, *apiError) {
 	ids, fault := a.find(r.apiTarget)
 	if fault != nil {
-		return nil, fault
+		return 0, fault
 	}
 	if r.ExpireAt < 0 {
-		return nil, a.bad("expire_at is negative")
+		return 0, a.bad("expire_at is negative")
 	}
 	if r.Expired || r.ExpireAt > 0 && r.ExpireAt <= time.Now().Unix() {
 		info := session.ReasonExpired.Info()
+		found := a.there(ctx, &r.apiTarget, ids)
 		a.closeAll(ids, session.ReasonExpired, info.Code, info.Text)
-		return apiEmpty(nil)
+		return found, nil
 	}
 	refresh := APIRefresh{ExpireAt: r.ExpireAt, Info: apiJSON(r.Info)}
-	return apiEmpty(a.each(ctx, ids, len(refresh.Info), func(s *session.Session) error {
+	return a.each(ctx, ids, len(refresh.Info), func(s *session.Session) error {
 		return a.Sessions.RefreshSession(s, refresh)
-	}))
+	})
 }
 
-func (a *api) disconnect(_ context.Context, r *apiDisconnectRequest) (any, *apiError) {
+func (a *api) disconnect(ctx context.Context, r *apiDisconnectRequest) (int, *apiError) {
 	ids, fault := a.find(r.apiTarget)
 	if fault != nil {
-		return nil, fault
+		return 0, fault
 	}
 	reason, info := session.ReasonForced, session.ReasonForced.Info()
 	code, text := info.Code, info.Text
 	if d := r.Disconnect; d != nil {
 		// Below 3000 are codes that RFC 6455 keeps for itself, above 4999 none.
 		if d.Code < 3000 || d.Code > 4999 || len(d.Reason) > apiMaxReason || !utf8.ValidString(d.Reason) {
-			return nil, a.bad("disconnect wants a code from 3000 to 4999 and a reason of 123 bytes at most")
+			return 0, a.bad("disconnect wants a code from 3000 to 4999 and a reason of 123 bytes at most")
 		}
 		reason, code, text = apiReason(uint16(d.Code)), uint16(d.Code), d.Reason
 	}
@@ -259,12 +274,26 @@ func (a *api) disconnect(_ context.Context, r *apiDisconnectRequest) (any, *apiE
 			spared[id] = struct{}{}
 		}
 	}
+	found := a.there(ctx, &r.apiTarget, ids) // those that are spared, too
 	ids = slices.DeleteFunc(ids, func(id session.ID) bool {
 		_, ok := spared[id]
 		return ok
 	})
 	a.closeAll(ids, reason, code, text)
-	return apiEmpty(nil)
+	return found, nil
+}
+
+// there is how many of the sessions exist. Only of one that is named it matters:
+// its id may be that of a session that goes on in another node.
+func (a *api) there(ctx context.Context, t *apiTarget, ids []session.ID) int {
+	if t.client() == "" || a.Peers.Alone() && !a.far {
+		return len(ids)
+	}
+	found, fault := a.each(ctx, ids, 0, func(*session.Session) error { return nil })
+	if fault != nil {
+		return len(ids)
+	}
+	return found
 }
 
 // closeAll does not wait: a close needs no room and is never dropped.

@@ -103,6 +103,8 @@ type Options struct {
 	// 10 s.
 	CallTimeout time.Duration
 	Backend     BackendOptions
+	// Peers are the other nodes; nil: there never are any.
+	Peers Peers
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -204,6 +206,9 @@ func New(o Options) (*Commands, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Peers == nil {
+		o.Peers = noPeers{}
 	}
 	c := &Commands{opts: o, log: o.Logger, topics: o.Topics, pool: o.Pool, began: time.Now()}
 	c.ctx, c.stop = context.WithCancel(context.Background())
@@ -411,9 +416,9 @@ func (c *Commands) do(s *session.Session, e protocol.Encoding, raw []byte, over 
 	case kindSubRefresh:
 		c.subRefresh(s, cmd)
 	case kindPresence:
-		c.presence(s, cmd.Id, cmd.Presence.Channel, true, presenceReply)
+		c.presence(s, cmd.Id, cmd.Presence.Channel, peerPresence)
 	case kindPresenceStats:
-		c.presence(s, cmd.Id, cmd.PresenceStats.Channel, false, presenceStatsReply)
+		c.presence(s, cmd.Id, cmd.PresenceStats.Channel, peerPresenceStats)
 	case kindHistory:
 		c.history(s, cmd)
 	default:

@@ -97,18 +97,21 @@ func (c *Commands) history(s *session.Session, cmd *protocol.Command) {
 				return
 			}
 			pubs, size := c.shorten(pubs)
-			build := func() *protocol.Reply {
+			build := func() (*protocol.Reply, error) {
 				r := &pb.HistoryResult{Publications: []*pb.Publication{}, Offset: at.Offset, Epoch: at.Epoch}
 				if len(pubs) > 0 {
 					r.Publications, _ = publications(encoding, pubs, false)
 				} // SDKs expect a list, not null
-				return &protocol.Reply{Id: id, History: r}
+				return &protocol.Reply{Id: id, History: r}, nil
 			}
 			if size > answerOnLoop {
 				c.answerInPool(id, encoding, size, build, answer)
 				return
 			}
-			answer(func(s *session.Session) { c.reply(s, build()) })
+			answer(func(s *session.Session) {
+				reply, _ := build()
+				c.reply(s, reply)
+			})
 		})
 	})
 }
@@ -132,8 +135,12 @@ func (c *Commands) readError(s *session.Session, err error) *Error {
 	switch {
 	case errors.Is(err, topic.ErrUnrecoverable):
 		return protocol.ErrUnrecoverablePosition
-	case errors.Is(err, topic.ErrFull):
+	case errors.Is(err, topic.ErrFull), errors.Is(err, ErrPeersBusy):
 		return protocol.ErrTooManyRequests
+	case errors.Is(err, ErrPeersTooLarge):
+		return protocol.ErrLimitExceeded
+	case errors.Is(err, ErrPeersAway), errors.Is(err, ErrPeersSilent):
+		return protocol.ErrInternal // a temporary one
 	case errors.Is(err, topic.ErrNotAvailable):
 		return protocol.ErrNotAvailable
 	case errors.Is(err, topic.ErrUnavailable):
@@ -159,9 +166,10 @@ func (c *Commands) await(s *session.Session, id uint32, begin func(answer func(f
 	})
 }
 
-// presence answers who is subscribed to a topic, as reply says it; whole: with
-// all of them. With many it is written in the pool.
-func (c *Commands) presence(s *session.Session, id uint32, name string, whole bool, reply func(protocol.Encoding, uint32, []topic.ClientInfo) *protocol.Reply) {
+// presence answers who is subscribed to a topic on all nodes, or with
+// peerPresenceStats how many. What is long, or to be put together of what other
+// nodes say, is written in the pool.
+func (c *Commands) presence(s *session.Session, id uint32, name, method string) {
 	if name == "" {
 		c.badRequest(s, "no topic")
 		return
@@ -180,31 +188,34 @@ func (c *Commands) presence(s *session.Session, id uint32, name string, whole bo
 	}
 	encoding := encodingOf(s)
 	c.await(s, id, func(answer func(func(*session.Session))) {
-		c.topics.Presence(name, func(all []topic.ClientInfo, err error) {
+		takeCensus(c.topics, c.opts.Peers, method, name, func(all *census, err error) {
 			if err != nil {
 				answer(func(s *session.Session) { c.fail(s, id, c.readError(s, err)) })
 				return
 			}
-			size := 0
-			for i := range all {
-				size += infoWeight(&all[i])
-			}
-			if c.opts.ReplyBytes > 0 && whole && size > answerFactor*c.opts.ReplyBytes {
+			if c.opts.ReplyBytes > 0 && method == peerPresence && all.size > answerFactor*c.opts.ReplyBytes {
 				answer(func(s *session.Session) { c.fail(s, id, protocol.ErrLimitExceeded) })
 				return
 			}
-			build := func() *protocol.Reply { return reply(encoding, id, all) }
-			if len(all) > presenceOnLoop || size > answerOnLoop {
-				c.answerInPool(id, encoding, size, build, answer)
+			build := func() (*protocol.Reply, error) { return presenceReply(encoding, id, method, all) }
+			if len(all.others) > 0 || len(all.here) > presenceOnLoop || all.size > answerOnLoop {
+				c.answerInPool(id, encoding, all.size, build, answer)
 				return
 			}
-			answer(func(s *session.Session) { c.reply(s, build()) })
+			answer(func(s *session.Session) {
+				reply, err := build()
+				if err != nil {
+					c.fail(s, id, c.readError(s, err))
+					return
+				}
+				c.reply(s, reply)
+			})
 		})
 	})
 }
 
 // answerInPool writes a long answer in the pool, where it counts size bytes.
-func (c *Commands) answerInPool(id uint32, e protocol.Encoding, size int, build func() *protocol.Reply, answer func(func(*session.Session))) {
+func (c *Commands) answerInPool(id uint32, e protocol.Encoding, size int, build func() (*protocol.Reply, error), answer func(func(*session.Session))) {
 	size = min(size, c.pool.bytes/4) // there must be a time when there is room
 	taken := c.pool.Submit(session.PostOverhead+size, func() {
 		done := func(s *session.Session) { c.fail(s, id, protocol.ErrInternal) }
@@ -214,7 +225,12 @@ func (c *Commands) answerInPool(id uint32, e protocol.Encoding, size int, build 
 			}
 			answer(done)
 		}()
-		frame, err := protocol.ReplyFrame(e, build())
+		reply, err := build()
+		if err != nil {
+			done = func(s *session.Session) { c.fail(s, id, c.readError(s, err)) }
+			return
+		}
+		frame, err := protocol.ReplyFrame(e, reply)
 		done = func(s *session.Session) { c.answered(s, id, frame, err) }
 	})
 	if !taken {
@@ -239,17 +255,20 @@ func (c *Commands) answered(s *session.Session, id uint32, frame []byte, err err
 	}
 }
 
-func presenceReply(e protocol.Encoding, id uint32, all []topic.ClientInfo) *protocol.Reply {
+func presenceReply(e protocol.Encoding, id uint32, method string, c *census) (*protocol.Reply, error) {
+	if method == peerPresenceStats {
+		clients, users, err := c.stats()
+		return &protocol.Reply{Id: id, PresenceStats: &pb.PresenceStatsResult{NumClients: uint32(clients), NumUsers: uint32(users)}}, err
+	}
+	all, err := c.list()
+	if err != nil {
+		return nil, err
+	}
 	p := make(map[string]*pb.ClientInfo, len(all))
 	for i := range all {
 		p[all[i].Client] = clientInfo(&all[i], e)
 	}
-	return &protocol.Reply{Id: id, Presence: &pb.PresenceResult{Presence: p}}
-}
-
-func presenceStatsReply(_ protocol.Encoding, id uint32, all []topic.ClientInfo) *protocol.Reply {
-	clients, users := presenceStats(all)
-	return &protocol.Reply{Id: id, PresenceStats: &pb.PresenceStatsResult{NumClients: uint32(clients), NumUsers: uint32(users)}}
+	return &protocol.Reply{Id: id, Presence: &pb.PresenceResult{Presence: p}}, nil
 }
 
 // presenceStats counts the clients, of which one may stand twice, and their

@@ -68,23 +68,49 @@ func (n Node) ClientID(id ID) string {
 	return string(out[:])
 }
 
+// nodeBits are those of a Node that a client id carries.
+const nodeBits Node = 1<<58 - 1
+
+// Is tells whether two nodes are the same, as far as client ids can tell them
+// apart.
+func (n Node) Is(other Node) bool { return (n^other)&nodeBits == 0 }
+
 // Session finds the ID in a client id that this node made. ok is false for
 // every other string. Safe from any goroutine.
 func (n Node) Session(client string) (id ID, ok bool) {
-	if len(client) != 36 || client[8] != '-' || client[13] != '-' || client[18] != '-' || client[23] != '-' {
+	node, id, ok := readClientID(client)
+	if !ok || !n.Is(node) {
 		return 0, false
+	}
+	return id, true
+}
+
+// NodeOf is the node that made a client id, without the bits that it does not
+// carry. ok is false for what no node can have made. Safe from any goroutine.
+func NodeOf(client string) (n Node, ok bool) {
+	n, _, ok = readClientID(client)
+	return n, ok
+}
+
+func readClientID(client string) (n Node, id ID, ok bool) {
+	if len(client) != 36 || client[8] != '-' || client[13] != '-' || client[18] != '-' || client[23] != '-' {
+		return 0, 0, false
 	}
 	var b [16]byte
 	src := client[0:8] + client[9:13] + client[14:18] + client[19:23] + client[24:36]
 	if _, err := hex.Decode(b[:], []byte(src)); err != nil {
-		return 0, false
+		return 0, 0, false
 	}
 	var raw [8]byte
 	copy(raw[:6], b[:6])
 	copy(raw[6:8], b[9:11])
 	id = ID(binary.BigEndian.Uint64(raw[:]))
-	if n.ClientID(id) != client {
-		return 0, false
+	n = Node(b[7]) | Node(b[6]&0x0f)<<8 | Node(b[8]&0x3f)<<12
+	for i, shift := 11, 18; i < 16; i, shift = i+1, shift+8 {
+		n |= Node(b[i]) << shift
 	}
-	return id, true
+	if n.ClientID(id) != client { // upper case, another version or variant
+		return 0, 0, false
+	}
+	return n, id, true
 }

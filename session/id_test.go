@@ -176,3 +176,24 @@ func BenchmarkClientID(b *testing.B) {
 		}
 	}
 }
+
+func TestNodeOf(t *testing.T) {
+	for _, node := range []Node{0, 1, testNode, 1<<64 - 1} {
+		for _, id := range clientIDs() {
+			got, ok := NodeOf(node.ClientID(id))
+			if !ok || got != node&nodeMask || !got.Is(node) || !node.Is(got) {
+				t.Fatalf("%#x of %#x: %#x, %v", uint64(id), uint64(node), uint64(got), ok)
+			}
+		}
+		for bit := range 64 {
+			if other := node ^ 1<<bit; node.Is(other) != (bit >= 58) {
+				t.Errorf("bit %d: %v", bit, node.Is(other))
+			}
+		}
+	}
+	for _, client := range []string{"", "x", strings.ToUpper(testNode.ClientID(1<<64 - 1)), strings.Repeat("0", 36)} {
+		if _, ok := NodeOf(client); ok {
+			t.Errorf("%q is of a node", client)
+		}
+	}
+}

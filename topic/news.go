@@ -65,7 +65,8 @@ func (t *Topics) tell(tp *Topic, n News) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.topics[tp.name] != tp {
-		return // nobody is there
+		t.tellOthers(tp.name, []News{n}) // nobody is there on this node
+		return
 	}
 	r := tp.needLocked()
 	w := r.news
@@ -132,7 +133,30 @@ func (t *Topics) tellWaiting(tp *Topic) {
 	w.timer.Reset(t.opts.JoinLeaveInterval)
 }
 
+// postNewsLocked tells those of this node and of the others.
 func (t *Topics) postNewsLocked(tp *Topic, batch []News) {
+	t.tellOthers(tp.name, batch)
+	t.postLocked(tp, batch)
+}
+
+func (t *Topics) tellOthers(name string, batch []News) {
+	if t.opts.Told != nil {
+		t.opts.Told(name, batch)
+	}
+}
+
+// TellRemote tells the subscribers of this node what another has gathered; nobody
+// changes the news any more. Safe from any goroutine.
+func (t *Topics) TellRemote(name string, batch []News) {
+	sh := t.shard(name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if tp := sh.topics[name]; tp != nil {
+		t.postLocked(tp, batch)
+	}
+}
+
+func (t *Topics) postLocked(tp *Topic, batch []News) {
 	d := &delivery{name: tp.name, topics: t, news: batch}
 	if !tp.reserveLocked(d.room()) {
 		t.newsDropped.Add(uint64(len(batch)))
@@ -143,10 +167,16 @@ func (t *Topics) postNewsLocked(tp *Topic, batch []News) {
 	}
 }
 
-// forgetNewsLocked is for a topic that nobody is subscribed to any more.
-func (tp *Topic) forgetNewsLocked() {
-	if r := tp.rare; r != nil && r.news != nil {
-		r.news.timer.Stop()
-		r.news = nil
+// forgetNewsLocked is for a topic that nobody is subscribed to any more: what
+// waits is of interest to other nodes alone.
+func (t *Topics) forgetNewsLocked(tp *Topic) {
+	r := tp.rare
+	if r == nil || r.news == nil {
+		return
 	}
+	r.news.timer.Stop()
+	if len(r.news.waiting) > 0 {
+		t.tellOthers(tp.name, r.news.waiting)
+	}
+	r.news = nil
 }

@@ -309,3 +309,62 @@ func TestQuiet(t *testing.T) {
 		}
 	})
 }
+
+// TestNewsForOthers: what this node's subscribers hear of one another, the
+// subscribers of other nodes are told as well, also when the last one leaves here;
+// and what others tell goes to those of this node alone.
+func TestNewsForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []string
+		r := newNewsRig(t, Options{Told: func(name string, news []News) {
+			b, _ := plainJoined()[session.EncodingJSON](name, news)
+			told = append(told, name+"="+string(b))
+		}})
+		others := func() string {
+			out := strings.Join(told, "|")
+			told = nil
+			return out
+		}
+		r.join("x")
+		r.join("y")
+		r.pass(2 * newsInterval)
+		if got := others(); got != "a=+x;|a=+y;" {
+			t.Errorf("others hear %q", got)
+		}
+		if got := r.told(); got != "+x;|+y;" {
+			t.Errorf("here is told %q", got)
+		}
+		r.TellRemote("a", []News{{Client: ClientInfo{Client: "far"}}, {Left: true, Client: ClientInfo{Client: "off"}}})
+		r.TellRemote("b", []News{{Client: ClientInfo{Client: "far"}}})
+		r.pass(0)
+		if got := r.told(); got != "+far-off;" || others() != "" {
+			t.Errorf("told %q", got)
+		}
+		// The last one goes while something waits to be told.
+		r.Unsubscribe(&r.all.s, "a")
+		r.leave("x")
+		r.join("z")
+		r.leave("y")
+		r.leave("z")
+		r.pass(2 * newsInterval)
+		if got := others(); got != "a=-x;|a=+z-y;|a=-z;" {
+			t.Errorf("others hear %q", got)
+		}
+		checkQuiet(t, r.Topics, r.loops...)
+	})
+}
+
+// TestNewsFromOthersAreBounded: where an inbox has no room, they are dropped and
+// counted.
+func TestNewsFromOthersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newNewsRig(t, Options{})
+		r.loops[0].limit = 0
+		r.TellRemote("a", []News{{Client: ClientInfo{Client: "far"}}, {Client: ClientInfo{Client: "off"}}})
+		r.pass(0)
+		if n := r.Counts().NewsDropped; n != 2 || r.told() != "" {
+			t.Errorf("%d dropped", n)
+		}
+		r.loops[0].limit = fakeRoom
+	})
+}

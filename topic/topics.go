@@ -61,6 +61,10 @@ type Options struct {
 	// Joined turns the news of a topic into the bytes that go to a subscriber's
 	// wire; nil: they are not told.
 	Joined JoinEncoders
+	// Told, where set, is given the news of this node's subscribers for those of
+	// others, in their order. It does not block and does not call Topics; nobody
+	// changes the news.
+	Told func(name string, news []News)
 	// Writers bring publications to the sessions of a wire that says where they
 	// stand.
 	Writers Writers
@@ -416,7 +420,7 @@ func (t *Topics) release(l *local) {
 		return
 	}
 	delete(sh.topics, tp.name)
-	tp.forgetNewsLocked()
+	t.forgetNewsLocked(tp)
 	sh.shrinkLocked()
 	t.broker.Unsubscribe(tp.name, func(error) {})
 }

@@ -81,7 +81,7 @@ func flag(b bool) int64 {
 
 // table is every metric of Perch; docs/metrics.md says the same to operators.
 func table() []metric {
-	return []metric{
+	return append([]metric{
 		row(prometheus.GaugeValue, "build_info", "The build, as labels; always 1.",
 			[]string{"version", "revision", "goversion"}, func(s *Snapshot, emit func(float64, ...string)) {
 				emit(1, s.Version, s.Revision, runtime.Version())
@@ -322,7 +322,7 @@ func table() []metric {
 					emit(float64(c.Limit), c.Backend)
 				}
 			}),
-	}
+	}, nodeRows()...)
 }
 
 // collector makes Prometheus metrics of a Snapshot at each scrape.

@@ -66,10 +66,24 @@ func full() Snapshot {
 		Backend: fullBackend,
 		Broker: Broker{On: true, Connected: true, Losses: 167, Waiting: 168, QueueBytes: 169, QueueLimit: 170,
 			Publications: map[string]uint64{"unsent": 171}, Deliveries: map[string]uint64{"repaired": 172}},
+		Nodes: &Nodes{Known: 921, Disagreeing: 922, Changes: map[string]uint64{"gone": 923}, Surveys: 924, Asked: 925,
+			Unanswered: 926, Busy: 927, Answered: 928, Refused: 929, Unsaid: 930, Malformed: 931},
 	}
 }
 
 var wantFull = map[string]float64{
+	`perch_nodes`:                             921,
+	`perch_nodes_disagreeing`:                 922,
+	`perch_node_changes_total{change="gone"}`: 923,
+	`perch_node_surveys`:                      924,
+	`perch_node_surveys_total`:                925,
+	`perch_node_unanswered_total`:             926,
+	`perch_node_surveys_refused_total`:        927,
+	`perch_node_answers_total`:                928,
+	`perch_node_answers_refused_total`:        929,
+	`perch_node_news_dropped_total`:           930,
+	`perch_node_messages_malformed_total`:     931,
+
 	`perch_build_info{goversion="` + runtime.Version() + `",revision="abc",version="1.2.3"}`: 1,
 	`perch_ready`:                                           1,
 	`perch_insecure`:                                        1,

@@ -108,6 +108,7 @@ type Snapshot struct {
 
 	Backend Backend
 	Broker  Broker
+	Nodes   *Nodes // nil: there is no cluster
 }
 
 // Traffic is what came in and what went out.
