@@ -31,7 +31,7 @@ func (c *clock) in(d time.Duration) int64 { return c.now().Add(d).Unix() }
 // family begins a family of client that holds for an hour.
 func begin(t testing.TB, s *Store, c *clock, client string) (string, FamilyInfo) {
 	t.Helper()
-	token, info, err := s.NewFamily(client, "user", c.in(time.Hour), c.in(time.Minute))
+	token, info, err := s.NewFamily(Family{Client: client, Subject: "user", Expires: c.in(time.Hour), Access: c.in(time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestRotate(t *testing.T) {
 	if err != nil || again.Family != info.Family || again.Generation != 1 || second == first {
 		t.Fatalf("%+v %v", again, err)
 	}
-	if _, ok := s.Lookup(first); ok {
+	if _, ok, _ := s.Lookup(first, "dev"); ok {
 		t.Error("a rotated token is looked up")
 	}
 	if _, _, err := rotate(s, c, second, "other"); !errors.Is(err, ErrGrant) {
@@ -65,7 +65,7 @@ func TestRotate(t *testing.T) {
 	if _, _, err := s.Rotate(second, "dev", 0, 0, func(FamilyInfo) error { return refusal }); !errors.Is(err, refusal) {
 		t.Errorf("check: %v", err)
 	}
-	if _, ok := s.Lookup(second); !ok {
+	if _, ok, _ := s.Lookup(second, "dev"); !ok {
 		t.Fatal("a refused token was used up")
 	}
 	// The first token again: a thief, or the owner after a thief.
@@ -99,7 +99,7 @@ func TestRotateRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, ok := s.Lookup(token); !ok {
+	if _, ok, _ := s.Lookup(token, "dev"); !ok {
 		t.Fatal("a wrong token ended the family of another")
 	}
 	c.add(time.Hour)
@@ -146,7 +146,7 @@ func TestReopen(t *testing.T) {
 	if found, _ := s.RevokeToken(kept, "other"); found {
 		t.Error("a client revoked a token of another")
 	}
-	if err := s.RevokeID("jti-1", c.in(time.Minute)); err != nil {
+	if err := s.RevokeID("dev", "jti-1", c.in(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenStore(StoreOptions{Dir: dir, Logger: quiet()}); !errors.Is(err, ErrLocked) {
@@ -154,14 +154,14 @@ func TestReopen(t *testing.T) {
 	}
 	for range 3 {
 		s.Close()
-		if err := s.RevokeID("x", c.in(time.Minute)); !errors.Is(err, ErrStoreClosed) {
+		if err := s.RevokeID("dev", "x", c.in(time.Minute)); !errors.Is(err, ErrStoreClosed) {
 			t.Errorf("after close: %v", err)
 		}
 		s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
-		if info, ok := s.Lookup(kept); !ok || info.Subject != "user" || info.Client != "dev" || info.Generation != 1 {
+		if info, ok, _ := s.Lookup(kept, "dev"); !ok || info.Subject != "user" || info.Client != "dev" || info.Generation != 1 {
 			t.Fatalf("kept family: %+v %v", info, ok)
 		}
-		if _, ok := s.Lookup(ended); ok || !s.Revoked("", endedInfo.Family) || !s.Revoked("jti-1", "") {
+		if _, ok, _ := s.Lookup(ended, "dev"); ok || !s.Revoked("", endedInfo.Family) || !s.Revoked("jti-1", "") {
 			t.Fatal("a revocation is lost")
 		}
 	}
@@ -196,7 +196,7 @@ func TestTornTail(t *testing.T) {
 		}
 		s := openStore(t, StoreOptions{Dir: dir, Now: c.now})
 		defer s.Close()
-		if _, ok := s.Lookup(want); !ok {
+		if _, ok, _ := s.Lookup(want, "dev"); !ok {
 			t.Fatalf("%s: the last whole record is lost", name)
 		}
 		if len(s.families) != 1 {
@@ -239,7 +239,7 @@ func TestCompaction(t *testing.T) {
 	for g := range 16 {
 		wg.Go(func() {
 			client := fmt.Sprint("client-", g)
-			token, _, err := s.NewFamily(client, string(bytes.Repeat([]byte("u"), 200)), c.in(time.Hour), c.in(time.Minute))
+			token, _, err := s.NewFamily(Family{Client: client, Subject: string(bytes.Repeat([]byte("u"), 200)), Expires: c.in(time.Hour), Access: c.in(time.Minute)})
 			for range 30 {
 				if err != nil {
 					t.Error(err)
@@ -262,7 +262,7 @@ func TestCompaction(t *testing.T) {
 	s.Close()
 	s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
 	for client, token := range tokens {
-		if info, ok := s.Lookup(token); !ok || info.Client != client || info.Generation != 30 {
+		if info, ok, _ := s.Lookup(token, client); !ok || info.Client != client || info.Generation != 30 {
 			t.Errorf("%s: %+v %v", client, info, ok)
 		}
 	}
@@ -274,7 +274,7 @@ func TestCompaction(t *testing.T) {
 	s.mu.Lock()
 	s.pending = bytes.Repeat(record(recordToken).string("j").time(c.in(-1)).appendTo(nil), compactMin/8)
 	s.mu.Unlock()
-	if err := s.RevokeID("now", c.in(time.Minute)); err != nil {
+	if err := s.RevokeID("dev", "now", c.in(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	st, _ := os.Stat(filepath.Join(dir, logFile))
@@ -297,7 +297,7 @@ func TestDiskFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.file.Close() // writes fail
-	if _, _, err := s.NewFamily("dev", "u", c.in(time.Hour), 0); err == nil {
+	if _, _, err := s.NewFamily(Family{Client: "dev", Subject: "u", Expires: c.in(time.Hour)}); err == nil {
 		t.Fatal("acknowledged without a disk")
 	}
 	for range 2 {
@@ -305,7 +305,7 @@ func TestDiskFails(t *testing.T) {
 			t.Fatalf("rotate without a disk: %v", err)
 		}
 	}
-	if err := s.RevokeID("j", c.in(time.Minute)); err == nil || !s.Revoked("j", "") {
+	if err := s.RevokeID("dev", "j", c.in(time.Minute)); err == nil || !s.Revoked("j", "") {
 		t.Errorf("a revocation holds in memory all the same: %v", err)
 	}
 	if err := os.Rename(dir+".away", dir); err != nil {
@@ -317,7 +317,7 @@ func TestDiskFails(t *testing.T) {
 	}
 	s.Close()
 	s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
-	if _, ok := s.Lookup(next); !ok || !s.Revoked("j", "") {
+	if _, ok, _ := s.Lookup(next, "dev"); !ok || !s.Revoked("j", "") {
 		t.Error("the state was not written anew")
 	}
 }
@@ -376,12 +376,12 @@ func TestFamilyBound(t *testing.T) {
 	newest, info := begin(t, s, c, "dev")
 	for range 2 {
 		for i, want := range []bool{true, false, true} {
-			if _, ok := s.Lookup(tokens[i]); ok != want {
+			if _, ok, _ := s.Lookup(tokens[i], "dev"); ok != want {
 				t.Errorf("family %d: %v", i, ok)
 			}
 		}
-		for _, token := range []string{newest, other} {
-			if _, ok := s.Lookup(token); !ok {
+		for client, token := range map[string]string{"dev": newest, "other": other} {
+			if _, ok, _ := s.Lookup(token, client); !ok {
 				t.Error("the wrong family is forgotten")
 			}
 		}
@@ -397,11 +397,11 @@ func TestRevocationBound(t *testing.T) {
 	c := newClock()
 	s := openStore(t, StoreOptions{Now: c.now, MaxRevocations: 2})
 	for i := range 2 {
-		if err := s.RevokeID(fmt.Sprint(i), c.in(time.Minute)); err != nil {
+		if err := s.RevokeID("dev", fmt.Sprint(i), c.in(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := s.RevokeID("x", c.in(time.Minute)); !errors.Is(err, ErrStoreFull) {
+	if err := s.RevokeID("dev", "x", c.in(time.Minute)); !errors.Is(err, ErrStoreFull) {
 		t.Fatalf("got %v", err)
 	}
 	if !s.Revoked("0", "") || !s.Revoked("1", "") {
@@ -418,15 +418,15 @@ func TestRevocationBound(t *testing.T) {
 	told := 0
 	s.OnRevoke(func(Revocation) { told++ })
 	rotate(s, c, first, "dev") // reuse ends the family, room or not
-	if _, ok := s.Lookup(second); ok || told != 1 || s.Revoked("", info.Family) {
+	if _, ok, _ := s.Lookup(second, "dev"); ok || told != 1 || s.Revoked("", info.Family) {
 		t.Errorf("reuse without room: told %d", told)
 	}
 	c.add(time.Hour)
 	s.sweep()
-	if err := s.RevokeID("x", c.in(time.Minute)); err != nil {
+	if err := s.RevokeID("dev", "x", c.in(time.Minute)); err != nil {
 		t.Errorf("after expiry: %v", err)
 	}
-	if err := s.RevokeID("past", c.in(0)); err != nil || s.Revoked("past", "") {
+	if err := s.RevokeID("dev", "past", c.in(0)); err != nil || s.Revoked("past", "") {
 		t.Errorf("what has expired: %v", err)
 	}
 }
@@ -462,7 +462,7 @@ func TestRevokedAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, check); n != 0 {
 		t.Errorf("%v allocations with nothing revoked", n)
 	}
-	s.RevokeID("x", c.in(time.Minute))
+	s.RevokeID("dev", "x", c.in(time.Minute))
 	if n := testing.AllocsPerRun(100, check); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -489,7 +489,7 @@ func FuzzLog(f *testing.F) {
 			return
 		}
 		s := &Store{opts: StoreOptions{Now: time.Now}, families: make(map[familyKey]*family), owners: make(map[string]*owner),
-			tokens: make(map[string]int64), revoked: make(map[string]int64)}
+			Revocations: NewRevocations(0, nil)}
 		s.apply(data)
 		s.apply(data)
 	})
@@ -500,7 +500,7 @@ func BenchmarkRotate(b *testing.B) {
 	s := openStore(b, StoreOptions{Now: c.now})
 	b.SetParallelism(32)
 	b.RunParallel(func(pb *testing.PB) {
-		token, _, err := s.NewFamily("dev", "u", c.in(time.Hour), 0)
+		token, _, err := s.NewFamily(Family{Client: "dev", Subject: "u", Expires: c.in(time.Hour)})
 		for pb.Next() && err == nil {
 			token, _, err = rotate(s, c, token, "dev")
 		}
