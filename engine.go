@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"perch/auth"
 	"perch/cluster"
 )
 
@@ -25,10 +26,31 @@ func (s *Server) wireLink() error {
 		return fmt.Errorf("data_dir: %w", err)
 	}
 	var err error
+	// Before the embedded server opens what it keeps there.
+	if s.lock, err = auth.LockDir(o.DataDir); err != nil {
+		return o.dataDirError(err)
+	}
 	if s.link, err = cluster.Open(o.linkOptions(s)); err != nil {
 		return fmt.Errorf("nats: %w", err)
 	}
+	s.tokens = cluster.NewTokens(s.link, cluster.TokensOptions{})
+	s.clients = cluster.NewRegistry(s.link, s.tokens)
 	return nil
+}
+
+// startRegistry returns once this node knows all revocations that are in force;
+// ctx ends the wait.
+func (s *Server) startRegistry(ctx context.Context) error {
+	if s.link == nil {
+		return nil
+	}
+	if err := s.waitLink(ctx); err != nil {
+		return err
+	}
+	if err := s.tokens.Start(ctx); err != nil {
+		return err
+	}
+	return s.clients.Start(ctx)
 }
 
 // linkOptions are those of package cluster.

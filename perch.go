@@ -63,7 +63,10 @@ type Server struct {
 	started  time.Time
 
 	// The parts, from the bottom up.
+	lock      io.Closer     // of the data directory; nil: the authority has it
 	link      *cluster.Link // nil: engine memory
+	tokens    *cluster.Tokens
+	clients   *cluster.Registry
 	authority *auth.Live
 	origins   atomic.Pointer[origins]
 	registry  *session.Registry
@@ -223,7 +226,6 @@ func (s *Server) Run(ctx context.Context) error {
 
 	failed := make(chan error, 3)
 	loops := make(chan error, 1)
-	go func() { loops <- s.net.Run() }()
 	serve := func(hs *http.Server, ln net.Listener, what string) {
 		background.Go(func() {
 			if err := hs.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
@@ -231,10 +233,17 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	serve(s.public, s.net.Listener(), "public")
 	serve(s.admin, s.adminLn, "admin")
+	// Nobody is let in before it is known what has been revoked.
+	err := s.await(ctx, failed)
+	if err != nil || ctx.Err() != nil {
+		_ = s.public.Close()
+		_ = s.admin.Close()
+		return err
+	}
+	go func() { loops <- s.net.Run() }()
+	serve(s.public, s.net.Listener(), "public")
 
-	var err error
 	select {
 	case <-s.net.Started():
 		_ = s.held.Close()
@@ -269,6 +278,33 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-stop.Done():
 	}
 	return err
+}
+
+// await returns once the broker is there, where one is needed: nil also where ctx
+// ended first. ErrAborted: Abort came first.
+func (s *Server) await(ctx context.Context, failed <-chan error) error {
+	if s.link == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.startRegistry(ctx) }()
+	select {
+	case err := <-done:
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("perch: %w", err)
+		}
+		return nil
+	case <-s.abort:
+		cancel()
+		<-done
+		return ErrAborted
+	case err := <-failed:
+		cancel()
+		<-done
+		return err
+	}
 }
 
 // greet logs what an operator should know of a server that is ready.
@@ -357,7 +393,14 @@ func (s *Server) release(deadline time.Time) {
 			s.log.Error("close token store failed", "err", err)
 		}
 	}
+	if s.clients != nil {
+		s.clients.Close()
+		_ = s.tokens.Close() // also where it has no authority yet
+	}
 	if s.link != nil {
 		s.link.Close()
+	}
+	if s.lock != nil {
+		_ = s.lock.Close()
 	}
 }

@@ -36,12 +36,13 @@ func (s *Server) wireAuth() error {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	authority, err := auth.Open(o.authOptions(s.log))
+	ao := o.authOptions(s.log)
+	if s.link != nil {
+		ao.Store, ao.Registry = s.tokens, s.clients
+	}
+	authority, err := auth.Open(ao)
 	if err != nil {
-		if errors.Is(err, auth.ErrLocked) {
-			return fmt.Errorf("data_dir: %s is in use by another server: stop that one or choose another directory", o.DataDir)
-		}
-		return err
+		return o.dataDirError(err)
 	}
 	s.authority = auth.NewLive(authority)
 	if o.API.Key == "" {
@@ -51,6 +52,14 @@ func (s *Server) wireAuth() error {
 	}
 	s.origins.Store(newOrigins(o.WebSocket.AllowedOrigins))
 	return nil
+}
+
+// dataDirError says in the words of the configuration that the directory is taken.
+func (o *Options) dataDirError(err error) error {
+	if errors.Is(err, auth.ErrLocked) {
+		return fmt.Errorf("data_dir: %s is in use by another server: stop that one or choose another directory", o.DataDir)
+	}
+	return err
 }
 
 // authOptions are those of package auth.
@@ -193,9 +202,9 @@ func (s *Server) deflate() netpoll.Deflate {
 
 // endRevoked ends the live sessions of what has been revoked.
 func (s *Server) endRevoked(r auth.Revocation) {
-	family, token := handler.TokenHash(r.Family), handler.TokenHash(r.ID)
+	revoked := handler.Revokes(r)
 	s.net.EachSession(func(p *session.Session) {
-		if family != 0 && p.Family == family || token != 0 && p.Token == token {
+		if revoked(p) {
 			p.Close(session.ReasonInvalidToken)
 		}
 	})

@@ -253,7 +253,7 @@ func (c *Commands) Open(s *session.Session, identity any) {
 	needWork(s).identity = id
 	if id.Claims != nil {
 		// A revocation may come before the connect command.
-		s.Family, s.Token = TokenHash(id.Claims.Family), TokenHash(id.Claims.ID)
+		mark(s, id.Claims)
 	}
 }
 
