@@ -261,6 +261,10 @@ func (s *Server) wireHTTP() error {
 		API: handler.APIOptions{
 			KeyNow: func() string { return s.live.Load().API.Key }, Node: s.node, Name: "perch", Version: version, Started: s.started, Loops: s.net,
 			Registry: s.registry, Topics: s.topics, Sessions: s.commands, Observe: s.observeAPI, Logger: s.log,
+			Clients: handler.ClientsOptions{Authority: s.authority.Load, CheckTopic: func(name string) error {
+				_, err := s.topics.Namespace(name)
+				return err
+			}},
 		},
 		Metrics: stats.Handler(stats.NewRegistry(s.snapshot), s.log),
 		State:   s.adminState,

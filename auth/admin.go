@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -120,6 +121,9 @@ func (a *Authority) CreateClient(ctx context.Context, id string, change ClientCh
 	if secret, err = change.apply(r); err != nil {
 		return nil, "", err
 	}
+	if e := a.checkTTLs(r); e != nil {
+		return nil, "", e
+	}
 	r.LongestTTL = a.accessTTL(r)
 	// What an earlier client of the id has left must not be the new one's.
 	if _, err = reg.Load(ctx, id); err == nil {
@@ -134,6 +138,16 @@ func (a *Authority) CreateClient(ctx context.Context, id string, change ClientCh
 		return nil, "", err
 	}
 	return r, secret, nil
+}
+
+// checkTTLs tells where a refresh token would not outlive its access token.
+func (a *Authority) checkTTLs(r *ClientRecord) *FieldError {
+	access := cmp.Or(r.TokenTTL, int64(a.opts.TokenTTL/time.Second))
+	if r.RefreshTTL > 0 && r.RefreshTTL < access || r.TokenTTL > 0 && r.RefreshTTL == 0 && a.opts.RefreshTTL > 0 &&
+		int64(a.opts.RefreshTTL/time.Second) < access {
+		return &FieldError{"refresh_ttl", fmt.Sprintf("is shorter than token_ttl (%d)", access)}
+	}
+	return nil
 }
 
 // accessTTL is the life of an access token of r, in seconds.
@@ -166,6 +180,12 @@ func (a *Authority) ChangeClient(ctx context.Context, id string, revision uint64
 		next := *old
 		if secret, err = change.apply(&next); err != nil {
 			return nil, "", err
+		}
+		// Where they are left as they are, they are not in the way of a change.
+		if change.TokenTTL != nil || change.RefreshTTL != nil {
+			if e := a.checkTTLs(&next); e != nil {
+				return nil, "", e
+			}
 		}
 		next.Updated = max(a.now().Unix(), old.Updated)
 		next.LongestTTL = max(a.accessTTL(old), a.accessTTL(&next))
