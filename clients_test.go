@@ -1,10 +1,18 @@
 package perch_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -221,5 +229,235 @@ func TestClientDisabledEverywhere(t *testing.T) {
 				s.open(t, again.Access)
 			}
 		}
+	}
+}
+
+// TestClientsWithoutBroker: while NATS is away the token endpoint and the registry
+// say so, and whoever has a token connects; when it is back all goes on.
+func TestClientsWithoutBroker(t *testing.T) {
+	n := startNATS(t)
+	s := node(t, n, nil)
+	c := s.newClient(t, `{}`)
+	tokens := s.grant(t, c)
+	port := n.Addr().(*net.TCPAddr).Port
+	n.stop()
+	for name, form := range map[string]url.Values{"grant": clientGrant, "refresh": refreshGrant(tokens.Refresh)} {
+		status, header, answer := s.tokens(t, c, form)
+		if status != http.StatusServiceUnavailable || answer.Code != "temporarily_unavailable" || header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %+v %v", name, status, answer, header)
+		}
+	}
+	for method, path := range map[string]string{http.MethodGet: "", http.MethodPatch: "/" + c.ID, http.MethodDelete: "/" + c.ID, http.MethodPost: ""} {
+		if status, answer, _ := s.clients(t, method, path, `{}`); status != http.StatusServiceUnavailable {
+			t.Errorf("%s %s: %d %s", method, path, status, answer)
+		}
+	}
+	p := s.open(t, tokens.Access)
+	n.start(t, port)
+	eventually(t, "tokens are issued again", func() bool {
+		status, _, _ := s.tokens(t, c, clientGrant)
+		return status == http.StatusOK
+	})
+	if status, _, answer := s.tokens(t, c, refreshGrant(tokens.Refresh)); status != http.StatusOK {
+		t.Errorf("a refresh token of before: %d %+v", status, answer)
+	}
+	s.patch(t, c.ID, `{"disabled":true}`)
+	p.closes(3500)
+}
+
+// TestRevocationWhileAway: what was revoked while a node could not reach the broker
+// is revoked there when it can.
+func TestRevocationWhileAway(t *testing.T) {
+	n := startNATS(t)
+	link := newProxy(t, n.Addr().String())
+	a, b := node(t, n, nil), node(t, n, func(o *perch.Options) { o.NATS.URL = "nats://" + link.addr })
+	c := a.newClient(t, `{}`)
+	tokens := a.grant(t, c)
+	p := b.open(t, tokens.Access)
+	link.cut()
+	eventually(t, "b knows that the broker is away", func() bool {
+		status, _, _ := b.tokens(t, c, clientGrant)
+		return status == http.StatusServiceUnavailable
+	})
+	a.patch(t, c.ID, `{"disabled":true}`)
+	link.mend()
+	p.closes(3500)
+	again := b.dial(t, "/connection/websocket")
+	again.send(testkit.ConnectCommand(tokens.Access))
+	again.closes(3500)
+	if status, _, _ := b.tokens(t, c, clientGrant); status != http.StatusUnauthorized {
+		t.Errorf("grant: %d", status)
+	}
+}
+
+// proxy is a way to a server that can be cut.
+type proxy struct {
+	addr, to string
+	ln       net.Listener
+	mu       sync.Mutex
+	conns    map[net.Conn]struct{}
+	down     bool
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{addr: ln.Addr().String(), to: to, ln: ln, conns: make(map[net.Conn]struct{})}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() { p.serve(c) })
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		p.cut()
+		group.Wait()
+	})
+	return p
+}
+
+func (p *proxy) serve(c net.Conn) {
+	defer c.Close()
+	up, err := net.Dial("tcp", p.to)
+	if err != nil {
+		return
+	}
+	defer up.Close()
+	p.mu.Lock()
+	if p.down {
+		p.mu.Unlock()
+		return
+	}
+	p.conns[c], p.conns[up] = struct{}{}, struct{}{}
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.conns, c)
+		delete(p.conns, up)
+	}()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		io.Copy(up, c)
+		up.Close()
+	}()
+	io.Copy(c, up)
+	c.Close()
+	<-done
+}
+
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = true
+	for c := range p.conns {
+		c.Close()
+	}
+}
+
+func (p *proxy) mend() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = false
+}
+
+// TestClientsOutlive: a node with the broker in its process has its clients,
+// families and revocations after a restart.
+func TestClientsOutlive(t *testing.T) {
+	dir := t.TempDir()
+	embedded := func(o *perch.Options) { o.Engine, o.DataDir = perch.EngineNATS, dir }
+	s := start(t, embedded)
+	c, gone := s.newClient(t, `{"token_ttl":600}`), s.newClient(t, `{"secret":"a secret of mine"}`)
+	gone.Secret = "a secret of mine"
+	kept, lost := s.grant(t, c), s.grant(t, gone)
+	p := s.open(t, lost.Access)
+	s.patch(t, gone.ID, `{"disabled":true}`)
+	p.closes(3500)
+	if _, err := perch.New(lockedOptions(s, dir)); err == nil || !strings.Contains(err.Error(), "in use by another server") {
+		t.Errorf("a second server of the directory: %v", err)
+	}
+	s.stop(t)
+	s = start(t, embedded)
+	s.open(t, kept.Access)
+	if status, _, answer := s.tokens(t, c, refreshGrant(kept.Refresh)); status != http.StatusOK {
+		t.Errorf("refresh: %d %+v", status, answer)
+	}
+	again := s.dial(t, "/connection/websocket")
+	again.send(testkit.ConnectCommand(lost.Access))
+	again.closes(3500)
+	if status, _, answer := s.tokens(t, gone, clientGrant); status != http.StatusUnauthorized || !strings.Contains(answer.Description, "disabled") {
+		t.Errorf("disabled: %d %+v", status, answer)
+	}
+}
+
+func lockedOptions(s *server, dir string) perch.Options {
+	o := perch.DefaultOptions()
+	o.Listen, o.Admin, o.DataDir, o.Engine = "127.0.0.1:0", "127.0.0.1:0", dir, perch.EngineNATS
+	o.Logger = slog.New(slog.NewTextHandler(s.log, nil))
+	return o
+}
+
+// TestSecretsShownOnce: no secret and no hash is in a log, in what can be asked
+// for, or in what the broker keeps.
+func TestSecretsShownOnce(t *testing.T) {
+	n := startNATS(t)
+	s := node(t, n, func(o *perch.Options) {
+		o.Auth.Clients = []perch.ClientOptions{{ID: "mine", SecretHash: hashOf(t, "sesame")}}
+	})
+	made := s.newClient(t, `{"id":"made"}`)
+	given := s.newClient(t, `{"id":"given","secret":"open-sesame-please"}`)
+	if given.Secret != "" {
+		t.Error("a secret that was given comes back")
+	}
+	given.Secret = "open-sesame-please"
+	rotated := s.patch(t, "made", `{"rotate_secret":true}`)
+	if rotated.Secret == "" || rotated.Secret == made.Secret {
+		t.Fatalf("rotated: %+v", rotated)
+	}
+	if status, _, _ := s.tokens(t, made, clientGrant); status != http.StatusUnauthorized {
+		t.Errorf("the old secret: %d", status)
+	}
+	tokens := []deviceTokens{s.grant(t, rotated), s.grant(t, given)}
+	var seen strings.Builder
+	for _, path := range []string{"", "/made", "/given", "/mine"} {
+		status, answer, _ := s.clients(t, http.MethodGet, path, "")
+		if status != http.StatusOK {
+			t.Fatalf("%s: %d %s", path, status, answer)
+		}
+		seen.WriteString(answer)
+	}
+	for name, text := range map[string]string{"an answer": seen.String(), "the log": s.log.String()} {
+		for _, secret := range []string{made.Secret, rotated.Secret, given.Secret, "argon2id", "$2a$", tokens[0].Access, tokens[0].Refresh, tokens[1].Refresh} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s holds a secret: %s", name, secret)
+			}
+		}
+	}
+	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		for _, secret := range []string{made.Secret, rotated.Secret, given.Secret, tokens[0].Refresh, tokens[1].Refresh} {
+			if bytes.Contains(data, []byte(secret)) {
+				t.Errorf("%s holds a secret", path)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if status, answer, _ := s.clients(t, http.MethodPatch, "/mine", `{"disabled":true}`); status != http.StatusConflict {
+		t.Errorf("a configured client: %d %s", status, answer)
 	}
 }
