@@ -22,23 +22,23 @@ import (
 	"perch/internal/testkit"
 )
 
-// outsideNATS is a NATS server that is no part of a node. Its port stays the same
+// clientsBroker is a NATS server that is no part of a node. Its port stays the same
 // where it is stopped and started again.
-type outsideNATS struct {
+type clientsBroker struct {
 	*natsserver.Server
 	url string
 	dir string
 }
 
-func startNATS(t testing.TB) *outsideNATS {
+func startClientsBroker(t testing.TB) *clientsBroker {
 	t.Helper()
-	n := &outsideNATS{dir: t.TempDir()}
+	n := &clientsBroker{dir: t.TempDir()}
 	n.start(t, natsserver.RANDOM_PORT)
 	t.Cleanup(n.stop)
 	return n
 }
 
-func (n *outsideNATS) start(t testing.TB, port int) {
+func (n *clientsBroker) start(t testing.TB, port int) {
 	t.Helper()
 	s, err := natsserver.NewServer(&natsserver.Options{
 		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: n.dir, NoSigs: true, NoLog: true,
@@ -53,13 +53,13 @@ func (n *outsideNATS) start(t testing.TB, port int) {
 	n.Server, n.url = s, s.ClientURL()
 }
 
-func (n *outsideNATS) stop() {
+func (n *clientsBroker) stop() {
 	n.Shutdown()
 	n.WaitForShutdown()
 }
 
-// node starts a server of engine nats.
-func node(t testing.TB, n *outsideNATS, change func(*perch.Options)) *server {
+// clientsNode starts a server of engine nats.
+func clientsNode(t testing.TB, n *clientsBroker, change func(*perch.Options)) *server {
 	t.Helper()
 	return start(t, func(o *perch.Options) {
 		o.Engine, o.NATS.URL, o.NATS.Timeout = perch.EngineNATS, n.url, time.Second
@@ -79,8 +79,8 @@ type shownClient struct {
 	Revision uint64          `json:"revision"`
 }
 
-// clients calls the endpoints of the registry.
-func (s *server) clients(t testing.TB, method, path, body string) (int, string, shownClient) {
+// callClients calls the endpoints of the registry.
+func (s *server) callClients(t testing.TB, method, path, body string) (int, string, shownClient) {
 	t.Helper()
 	req, err := http.NewRequest(method, "http://"+s.admin+"/api/clients"+path, strings.NewReader(body))
 	if err != nil {
@@ -100,24 +100,24 @@ func (s *server) clients(t testing.TB, method, path, body string) (int, string, 
 // newClient creates a client of the registry.
 func (s *server) newClient(t testing.TB, body string) shownClient {
 	t.Helper()
-	status, answer, c := s.clients(t, http.MethodPost, "", body)
+	status, answer, c := s.callClients(t, http.MethodPost, "", body)
 	if status != http.StatusCreated || c.Secret == "" && !strings.Contains(body, `"secret"`) {
 		t.Fatalf("create: %d %s", status, answer)
 	}
 	return c
 }
 
-func (s *server) patch(t testing.TB, id, body string) shownClient {
+func (s *server) patchClient(t testing.TB, id, body string) shownClient {
 	t.Helper()
-	status, answer, c := s.clients(t, http.MethodPatch, "/"+id, body)
+	status, answer, c := s.callClients(t, http.MethodPatch, "/"+id, body)
 	if status != http.StatusOK {
 		t.Fatalf("patch %s: %d %s", body, status, answer)
 	}
 	return c
 }
 
-// tokens asks the token endpoint.
-func (s *server) tokens(t testing.TB, c shownClient, form url.Values) (int, http.Header, deviceTokens) {
+// askToken asks the token endpoint.
+func (s *server) askToken(t testing.TB, c shownClient, form url.Values) (int, http.Header, deviceTokens) {
 	t.Helper()
 	client := &http.Client{Timeout: testkit.Timeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	req, err := http.NewRequest(http.MethodPost, "http://"+s.public+"/v1/token", strings.NewReader(form.Encode()))
@@ -140,9 +140,9 @@ func (s *server) tokens(t testing.TB, c shownClient, form url.Values) (int, http
 
 var clientGrant = url.Values{"grant_type": {"client_credentials"}}
 
-func (s *server) grant(t testing.TB, c shownClient) deviceTokens {
+func (s *server) grantClient(t testing.TB, c shownClient) deviceTokens {
 	t.Helper()
-	status, _, tokens := s.tokens(t, c, clientGrant)
+	status, _, tokens := s.askToken(t, c, clientGrant)
 	if status != http.StatusOK {
 		t.Fatalf("grant: %d %+v", status, tokens)
 	}
@@ -153,8 +153,8 @@ func refreshGrant(token string) url.Values {
 	return url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}}
 }
 
-// open is a session of a token.
-func (s *server) open(t *testing.T, token string) *peer {
+// openSession is a session of a token.
+func (s *server) openSession(t *testing.T, token string) *peer {
 	t.Helper()
 	p := s.dial(t, "/connection/websocket")
 	p.send(testkit.ConnectCommand(token))
@@ -165,20 +165,20 @@ func (s *server) open(t *testing.T, token string) *peer {
 // TestClientDisabledEverywhere: what a client got ends on all nodes as soon as one
 // is told to disable it, and what it gets later lives.
 func TestClientDisabledEverywhere(t *testing.T) {
-	n := startNATS(t)
-	a, b := node(t, n, nil), node(t, n, nil)
+	n := startClientsBroker(t)
+	a, b := clientsNode(t, n, nil), clientsNode(t, n, nil)
 	c := a.newClient(t, `{"id":"sensor-1","channels":["news"],"metadata":{"site":"north"}}`)
 	other := a.newClient(t, `{"id":"sensor-2"}`)
 	for _, revoke := range []string{http.MethodPatch, http.MethodDelete} {
-		onA, onB := a.grant(t, c), b.grant(t, c)
-		sessions := []*peer{a.open(t, onB.Access), b.open(t, onA.Access)}
-		bystander := b.open(t, a.grant(t, other).Access)
-		foreign := b.open(t, token("sensor-1", time.Hour)) // the same user, by another way
+		onA, onB := a.grantClient(t, c), b.grantClient(t, c)
+		sessions := []*peer{a.openSession(t, onB.Access), b.openSession(t, onA.Access)}
+		bystander := b.openSession(t, a.grantClient(t, other).Access)
+		foreign := b.openSession(t, token("sensor-1", time.Hour)) // the same user, by another way
 		if revoke == http.MethodPatch {
-			if got := a.patch(t, c.ID, `{"disabled":true}`); !got.Disabled {
+			if got := a.patchClient(t, c.ID, `{"disabled":true}`); !got.Disabled {
 				t.Fatalf("%+v", got)
 			}
-		} else if status, answer, _ := a.clients(t, http.MethodDelete, "/"+c.ID, ""); status != http.StatusNoContent || answer != "" {
+		} else if status, answer, _ := a.callClients(t, http.MethodDelete, "/"+c.ID, ""); status != http.StatusNoContent || answer != "" {
 			t.Fatalf("delete: %d %s", status, answer)
 		}
 		for i, p := range sessions {
@@ -192,7 +192,7 @@ func TestClientDisabledEverywhere(t *testing.T) {
 		}
 		for name, s := range map[string]*server{"a": a, "b": b} {
 			eventually(t, "the client is refused at "+name, func() bool {
-				status, _, _ := s.tokens(t, c, clientGrant)
+				status, _, _ := s.askToken(t, c, clientGrant)
 				return status == http.StatusUnauthorized
 			})
 			for _, tokens := range []deviceTokens{onA, onB} {
@@ -202,7 +202,7 @@ func TestClientDisabledEverywhere(t *testing.T) {
 			}
 		}
 		if revoke == http.MethodPatch {
-			if got := b.patch(t, c.ID, `{"disabled":false}`); got.Disabled || string(got.Metadata) != `{"site":"north"}` {
+			if got := b.patchClient(t, c.ID, `{"disabled":false}`); got.Disabled || string(got.Metadata) != `{"site":"north"}` {
 				t.Fatalf("%+v", got)
 			}
 		} else {
@@ -211,22 +211,22 @@ func TestClientDisabledEverywhere(t *testing.T) {
 		for name, s := range map[string]*server{"a": a, "b": b} {
 			// What it had stays revoked, what it gets now is good: in the same second.
 			eventually(t, "the client is back at "+name, func() bool {
-				status, _, _ := s.tokens(t, c, clientGrant)
+				status, _, _ := s.askToken(t, c, clientGrant)
 				return status == http.StatusOK
 			})
 			for _, tokens := range []deviceTokens{onA, onB} {
-				if status, _, answer := s.tokens(t, c, refreshGrant(tokens.Refresh)); status != http.StatusBadRequest || answer.Code != "invalid_grant" {
+				if status, _, answer := s.askToken(t, c, refreshGrant(tokens.Refresh)); status != http.StatusBadRequest || answer.Code != "invalid_grant" {
 					t.Errorf("%s at %s: an old refresh token: %d %+v", revoke, name, status, answer)
 				}
 				p := s.dial(t, "/connection/websocket")
 				p.send(testkit.ConnectCommand(tokens.Access))
 				p.closes(3500)
 			}
-			fresh := s.grant(t, c)
-			if status, _, again := s.tokens(t, c, refreshGrant(fresh.Refresh)); status != http.StatusOK {
+			fresh := s.grantClient(t, c)
+			if status, _, again := s.askToken(t, c, refreshGrant(fresh.Refresh)); status != http.StatusOK {
 				t.Errorf("refresh: %d %+v", status, again)
 			} else {
-				s.open(t, again.Access)
+				s.openSession(t, again.Access)
 			}
 		}
 	}
@@ -235,63 +235,63 @@ func TestClientDisabledEverywhere(t *testing.T) {
 // TestClientsWithoutBroker: while NATS is away the token endpoint and the registry
 // say so, and whoever has a token connects; when it is back all goes on.
 func TestClientsWithoutBroker(t *testing.T) {
-	n := startNATS(t)
-	s := node(t, n, nil)
+	n := startClientsBroker(t)
+	s := clientsNode(t, n, nil)
 	c := s.newClient(t, `{}`)
-	tokens := s.grant(t, c)
+	tokens := s.grantClient(t, c)
 	port := n.Addr().(*net.TCPAddr).Port
 	n.stop()
 	for name, form := range map[string]url.Values{"grant": clientGrant, "refresh": refreshGrant(tokens.Refresh)} {
-		status, header, answer := s.tokens(t, c, form)
+		status, header, answer := s.askToken(t, c, form)
 		if status != http.StatusServiceUnavailable || answer.Code != "temporarily_unavailable" || header.Get("Retry-After") == "" {
 			t.Errorf("%s: %d %+v %v", name, status, answer, header)
 		}
 	}
 	for method, path := range map[string]string{http.MethodGet: "", http.MethodPatch: "/" + c.ID, http.MethodDelete: "/" + c.ID, http.MethodPost: ""} {
-		if status, answer, _ := s.clients(t, method, path, `{}`); status != http.StatusServiceUnavailable {
+		if status, answer, _ := s.callClients(t, method, path, `{}`); status != http.StatusServiceUnavailable {
 			t.Errorf("%s %s: %d %s", method, path, status, answer)
 		}
 	}
-	p := s.open(t, tokens.Access)
+	p := s.openSession(t, tokens.Access)
 	n.start(t, port)
 	eventually(t, "tokens are issued again", func() bool {
-		status, _, _ := s.tokens(t, c, clientGrant)
+		status, _, _ := s.askToken(t, c, clientGrant)
 		return status == http.StatusOK
 	})
-	if status, _, answer := s.tokens(t, c, refreshGrant(tokens.Refresh)); status != http.StatusOK {
+	if status, _, answer := s.askToken(t, c, refreshGrant(tokens.Refresh)); status != http.StatusOK {
 		t.Errorf("a refresh token of before: %d %+v", status, answer)
 	}
-	s.patch(t, c.ID, `{"disabled":true}`)
+	s.patchClient(t, c.ID, `{"disabled":true}`)
 	p.closes(3500)
 }
 
 // TestRevocationWhileAway: what was revoked while a node could not reach the broker
 // is revoked there when it can.
 func TestRevocationWhileAway(t *testing.T) {
-	n := startNATS(t)
-	link := newProxy(t, n.Addr().String())
-	a, b := node(t, n, nil), node(t, n, func(o *perch.Options) { o.NATS.URL = "nats://" + link.addr })
+	n := startClientsBroker(t)
+	link := newCutLink(t, n.Addr().String())
+	a, b := clientsNode(t, n, nil), clientsNode(t, n, func(o *perch.Options) { o.NATS.URL = "nats://" + link.addr })
 	c := a.newClient(t, `{}`)
-	tokens := a.grant(t, c)
-	p := b.open(t, tokens.Access)
+	tokens := a.grantClient(t, c)
+	p := b.openSession(t, tokens.Access)
 	link.cut()
 	eventually(t, "b knows that the broker is away", func() bool {
-		status, _, _ := b.tokens(t, c, clientGrant)
+		status, _, _ := b.askToken(t, c, clientGrant)
 		return status == http.StatusServiceUnavailable
 	})
-	a.patch(t, c.ID, `{"disabled":true}`)
+	a.patchClient(t, c.ID, `{"disabled":true}`)
 	link.mend()
 	p.closes(3500)
 	again := b.dial(t, "/connection/websocket")
 	again.send(testkit.ConnectCommand(tokens.Access))
 	again.closes(3500)
-	if status, _, _ := b.tokens(t, c, clientGrant); status != http.StatusUnauthorized {
+	if status, _, _ := b.askToken(t, c, clientGrant); status != http.StatusUnauthorized {
 		t.Errorf("grant: %d", status)
 	}
 }
 
-// proxy is a way to a server that can be cut.
-type proxy struct {
+// cutLink is a way to a server that can be cut.
+type cutLink struct {
 	addr, to string
 	ln       net.Listener
 	mu       sync.Mutex
@@ -299,13 +299,13 @@ type proxy struct {
 	down     bool
 }
 
-func newProxy(t *testing.T, to string) *proxy {
+func newCutLink(t *testing.T, to string) *cutLink {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{addr: ln.Addr().String(), to: to, ln: ln, conns: make(map[net.Conn]struct{})}
+	p := &cutLink{addr: ln.Addr().String(), to: to, ln: ln, conns: make(map[net.Conn]struct{})}
 	var group sync.WaitGroup
 	group.Go(func() {
 		for {
@@ -324,7 +324,7 @@ func newProxy(t *testing.T, to string) *proxy {
 	return p
 }
 
-func (p *proxy) serve(c net.Conn) {
+func (p *cutLink) serve(c net.Conn) {
 	defer c.Close()
 	up, err := net.Dial("tcp", p.to)
 	if err != nil {
@@ -355,7 +355,7 @@ func (p *proxy) serve(c net.Conn) {
 	<-done
 }
 
-func (p *proxy) cut() {
+func (p *cutLink) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.down = true
@@ -364,7 +364,7 @@ func (p *proxy) cut() {
 	}
 }
 
-func (p *proxy) mend() {
+func (p *cutLink) mend() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.down = false
@@ -378,23 +378,23 @@ func TestClientsOutlive(t *testing.T) {
 	s := start(t, embedded)
 	c, gone := s.newClient(t, `{"token_ttl":600}`), s.newClient(t, `{"secret":"a secret of mine"}`)
 	gone.Secret = "a secret of mine"
-	kept, lost := s.grant(t, c), s.grant(t, gone)
-	p := s.open(t, lost.Access)
-	s.patch(t, gone.ID, `{"disabled":true}`)
+	kept, lost := s.grantClient(t, c), s.grantClient(t, gone)
+	p := s.openSession(t, lost.Access)
+	s.patchClient(t, gone.ID, `{"disabled":true}`)
 	p.closes(3500)
 	if _, err := perch.New(lockedOptions(s, dir)); err == nil || !strings.Contains(err.Error(), "in use by another server") {
 		t.Errorf("a second server of the directory: %v", err)
 	}
 	s.stop(t)
 	s = start(t, embedded)
-	s.open(t, kept.Access)
-	if status, _, answer := s.tokens(t, c, refreshGrant(kept.Refresh)); status != http.StatusOK {
+	s.openSession(t, kept.Access)
+	if status, _, answer := s.askToken(t, c, refreshGrant(kept.Refresh)); status != http.StatusOK {
 		t.Errorf("refresh: %d %+v", status, answer)
 	}
 	again := s.dial(t, "/connection/websocket")
 	again.send(testkit.ConnectCommand(lost.Access))
 	again.closes(3500)
-	if status, _, answer := s.tokens(t, gone, clientGrant); status != http.StatusUnauthorized || !strings.Contains(answer.Description, "disabled") {
+	if status, _, answer := s.askToken(t, gone, clientGrant); status != http.StatusUnauthorized || !strings.Contains(answer.Description, "disabled") {
 		t.Errorf("disabled: %d %+v", status, answer)
 	}
 }
@@ -409,8 +409,8 @@ func lockedOptions(s *server, dir string) perch.Options {
 // TestSecretsShownOnce: no secret and no hash is in a log, in what can be asked
 // for, or in what the broker keeps.
 func TestSecretsShownOnce(t *testing.T) {
-	n := startNATS(t)
-	s := node(t, n, func(o *perch.Options) {
+	n := startClientsBroker(t)
+	s := clientsNode(t, n, func(o *perch.Options) {
 		o.Auth.Clients = []perch.ClientOptions{{ID: "mine", SecretHash: hashOf(t, "sesame")}}
 	})
 	made := s.newClient(t, `{"id":"made"}`)
@@ -419,17 +419,17 @@ func TestSecretsShownOnce(t *testing.T) {
 		t.Error("a secret that was given comes back")
 	}
 	given.Secret = "open-sesame-please"
-	rotated := s.patch(t, "made", `{"rotate_secret":true}`)
+	rotated := s.patchClient(t, "made", `{"rotate_secret":true}`)
 	if rotated.Secret == "" || rotated.Secret == made.Secret {
 		t.Fatalf("rotated: %+v", rotated)
 	}
-	if status, _, _ := s.tokens(t, made, clientGrant); status != http.StatusUnauthorized {
+	if status, _, _ := s.askToken(t, made, clientGrant); status != http.StatusUnauthorized {
 		t.Errorf("the old secret: %d", status)
 	}
-	tokens := []deviceTokens{s.grant(t, rotated), s.grant(t, given)}
+	tokens := []deviceTokens{s.grantClient(t, rotated), s.grantClient(t, given)}
 	var seen strings.Builder
 	for _, path := range []string{"", "/made", "/given", "/mine"} {
-		status, answer, _ := s.clients(t, http.MethodGet, path, "")
+		status, answer, _ := s.callClients(t, http.MethodGet, path, "")
 		if status != http.StatusOK {
 			t.Fatalf("%s: %d %s", path, status, answer)
 		}
@@ -457,7 +457,7 @@ func TestSecretsShownOnce(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if status, answer, _ := s.clients(t, http.MethodPatch, "/mine", `{"disabled":true}`); status != http.StatusConflict {
+	if status, answer, _ := s.callClients(t, http.MethodPatch, "/mine", `{"disabled":true}`); status != http.StatusConflict {
 		t.Errorf("a configured client: %d %s", status, answer)
 	}
 }

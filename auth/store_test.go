@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -42,72 +41,6 @@ func rotate(s *Store, c *clock, token, client string) (string, FamilyInfo, error
 	return s.Rotate(token, client, c.in(time.Hour), c.in(time.Minute), nil)
 }
 
-func TestRotate(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	var told []Revocation
-	s.OnRevoke(func(r Revocation) { told = append(told, r) })
-	first, info := begin(t, s, c, "dev")
-	if len(first) != refreshTokenSize || info.Subject != "user" || info.Client != "dev" {
-		t.Fatalf("%q %+v", first, info)
-	}
-	second, again, err := rotate(s, c, first, "dev")
-	if err != nil || again.Family != info.Family || again.Generation != 1 || second == first {
-		t.Fatalf("%+v %v", again, err)
-	}
-	if _, ok, _ := s.Lookup(first, "dev"); ok {
-		t.Error("a rotated token is looked up")
-	}
-	if _, _, err := rotate(s, c, second, "other"); !errors.Is(err, ErrGrant) {
-		t.Errorf("of another client: %v", err)
-	}
-	refusal := errors.New("no")
-	if _, _, err := s.Rotate(second, "dev", 0, 0, func(FamilyInfo) error { return refusal }); !errors.Is(err, refusal) {
-		t.Errorf("check: %v", err)
-	}
-	if _, ok, _ := s.Lookup(second, "dev"); !ok {
-		t.Fatal("a refused token was used up")
-	}
-	// The first token again: a thief, or the owner after a thief.
-	if _, _, err := rotate(s, c, first, "dev"); !errors.Is(err, ErrGrant) {
-		t.Errorf("reuse: %v", err)
-	}
-	if _, _, err := rotate(s, c, second, "dev"); !errors.Is(err, ErrGrant) {
-		t.Errorf("the family lives on after reuse: %v", err)
-	}
-	if !s.Revoked("", info.Family) {
-		t.Error("the family's access tokens are not revoked")
-	}
-	if len(told) != 1 || told[0].Family != info.Family || told[0].Until != c.in(time.Minute) {
-		t.Errorf("told %+v", told)
-	}
-	c.add(2 * time.Minute)
-	if s.Revoked("", info.Family) {
-		t.Error("revoked for longer than the last access token lives")
-	}
-}
-
-func TestRotateRefuses(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	token, _ := begin(t, s, c, "dev")
-	for name, bad := range map[string]string{
-		"empty": "", "short": token[:len(token)-1], "long": token + "A", "not base64": "!" + token[1:],
-		"unknown": randomText(tokenSize),
-	} {
-		if _, _, err := rotate(s, c, bad, "dev"); !errors.Is(err, ErrGrant) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if _, ok, _ := s.Lookup(token, "dev"); !ok {
-		t.Fatal("a wrong token ended the family of another")
-	}
-	c.add(time.Hour)
-	if _, _, err := rotate(s, c, token, "dev"); !errors.Is(err, ErrGrant) {
-		t.Errorf("expired: %v", err)
-	}
-}
-
 // TestNoTokenInLog: what stands on disk makes no token.
 func TestNoTokenInLog(t *testing.T) {
 	c := newClock()
@@ -133,37 +66,21 @@ func TestNoTokenInLog(t *testing.T) {
 	}
 }
 
-func TestReopen(t *testing.T) {
+// TestReopenForgets: a start drops what has expired, and only one process has the
+// directory.
+func TestReopenForgets(t *testing.T) {
 	c := newClock()
 	dir := t.TempDir()
 	s := openStore(t, StoreOptions{Dir: dir, Now: c.now})
-	kept, _ := begin(t, s, c, "dev")
-	kept, _, _ = rotate(s, c, kept, "dev")
-	ended, endedInfo := begin(t, s, c, "dev")
-	if found, err := s.RevokeToken(ended, "dev"); !found || err != nil {
-		t.Fatal(found, err)
-	}
-	if found, _ := s.RevokeToken(kept, "other"); found {
-		t.Error("a client revoked a token of another")
-	}
+	begin(t, s, c, "dev")
 	if err := s.RevokeID("dev", "jti-1", c.in(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenStore(StoreOptions{Dir: dir, Logger: quiet()}); !errors.Is(err, ErrLocked) {
 		t.Fatalf("a second process: %v", err)
 	}
-	for range 3 {
-		s.Close()
-		if err := s.RevokeID("dev", "x", c.in(time.Minute)); !errors.Is(err, ErrStoreClosed) {
-			t.Errorf("after close: %v", err)
-		}
-		s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
-		if info, ok, _ := s.Lookup(kept, "dev"); !ok || info.Subject != "user" || info.Client != "dev" || info.Generation != 1 {
-			t.Fatalf("kept family: %+v %v", info, ok)
-		}
-		if _, ok, _ := s.Lookup(ended, "dev"); ok || !s.Revoked("", endedInfo.Family) || !s.Revoked("jti-1", "") {
-			t.Fatal("a revocation is lost")
-		}
+	if _, err := LockDir(dir); !errors.Is(err, ErrLocked) {
+		t.Fatalf("the lock alone: %v", err)
 	}
 	c.add(2 * time.Hour)
 	s.Close()
@@ -359,112 +276,6 @@ func TestDiskFailsInARotation(t *testing.T) {
 	}
 	if _, _, err := rotate(s, c, next, "dev"); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestFamilyBound(t *testing.T) {
-	c := newClock()
-	dir := t.TempDir()
-	s := openStore(t, StoreOptions{Dir: dir, Now: c.now, FamiliesPerClient: 3})
-	var tokens []string
-	for range 3 {
-		token, _ := begin(t, s, c, "dev")
-		tokens = append(tokens, token)
-	}
-	other, _ := begin(t, s, c, "other")
-	tokens[0], _, _ = rotate(s, c, tokens[0], "dev") // now the second is the oldest
-	newest, info := begin(t, s, c, "dev")
-	for range 2 {
-		for i, want := range []bool{true, false, true} {
-			if _, ok, _ := s.Lookup(tokens[i], "dev"); ok != want {
-				t.Errorf("family %d: %v", i, ok)
-			}
-		}
-		for client, token := range map[string]string{"dev": newest, "other": other} {
-			if _, ok, _ := s.Lookup(token, client); !ok {
-				t.Error("the wrong family is forgotten")
-			}
-		}
-		s.Close()
-		s = openStore(t, StoreOptions{Dir: dir, Now: c.now, FamiliesPerClient: 3})
-	}
-	if s.Revoked("", info.Family) {
-		t.Error("revoked")
-	}
-}
-
-func TestRevocationBound(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now, MaxRevocations: 2})
-	for i := range 2 {
-		if err := s.RevokeID("dev", fmt.Sprint(i), c.in(time.Minute)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.RevokeID("dev", "x", c.in(time.Minute)); !errors.Is(err, ErrStoreFull) {
-		t.Fatalf("got %v", err)
-	}
-	if !s.Revoked("0", "") || !s.Revoked("1", "") {
-		t.Error("an old revocation made room")
-	}
-	first, info := begin(t, s, c, "dev")
-	if _, err := s.RevokeToken(first, "dev"); !errors.Is(err, ErrStoreFull) {
-		t.Errorf("a family: %v", err)
-	}
-	second, _, err := rotate(s, c, first, "dev")
-	if err != nil {
-		t.Fatal(err)
-	}
-	told := 0
-	s.OnRevoke(func(Revocation) { told++ })
-	rotate(s, c, first, "dev") // reuse ends the family, room or not
-	if _, ok, _ := s.Lookup(second, "dev"); ok || told != 1 || s.Revoked("", info.Family) {
-		t.Errorf("reuse without room: told %d", told)
-	}
-	c.add(time.Hour)
-	s.sweep()
-	if err := s.RevokeID("dev", "x", c.in(time.Minute)); err != nil {
-		t.Errorf("after expiry: %v", err)
-	}
-	if err := s.RevokeID("dev", "past", c.in(0)); err != nil || s.Revoked("past", "") {
-		t.Errorf("what has expired: %v", err)
-	}
-}
-
-// TestRotateOnce: of many who show the same token at once one wins, and its
-// family ends, for one of them stole it.
-func TestRotateOnce(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	token, info := begin(t, s, c, "dev")
-	var won atomic.Int32
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			if _, _, err := rotate(s, c, token, "dev"); err == nil {
-				won.Add(1)
-			} else if !errors.Is(err, ErrGrant) {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	if won.Load() != 1 || !s.Revoked("", info.Family) {
-		t.Errorf("%d won, revoked: %v", won.Load(), s.Revoked("", info.Family))
-	}
-}
-
-func TestRevokedAllocs(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	jti, sid := randomText(16), randomText(16)
-	check := func() { s.Revoked(jti, sid) }
-	if n := testing.AllocsPerRun(100, check); n != 0 {
-		t.Errorf("%v allocations with nothing revoked", n)
-	}
-	s.RevokeID("dev", "x", c.in(time.Minute))
-	if n := testing.AllocsPerRun(100, check); n != 0 {
-		t.Errorf("%v allocations", n)
 	}
 }
 
