@@ -239,6 +239,9 @@ func TestClientsWithoutBroker(t *testing.T) {
 	s := clientsNode(t, n, nil)
 	c := s.newClient(t, `{}`)
 	tokens := s.grantClient(t, c)
+	// What this node has at hand is not good enough either.
+	bare := s.newClient(t, `{"refresh_ttl":-1}`)
+	s.grantClient(t, bare)
 	port := n.Addr().(*net.TCPAddr).Port
 	n.stop()
 	for name, form := range map[string]url.Values{"grant": clientGrant, "refresh": refreshGrant(tokens.Refresh)} {
@@ -246,6 +249,9 @@ func TestClientsWithoutBroker(t *testing.T) {
 		if status != http.StatusServiceUnavailable || answer.Code != "temporarily_unavailable" || header.Get("Retry-After") == "" {
 			t.Errorf("%s: %d %+v %v", name, status, answer, header)
 		}
+	}
+	if status, _, answer := s.askToken(t, bare, clientGrant); status != http.StatusServiceUnavailable {
+		t.Errorf("a client without refresh tokens: %d %+v", status, answer)
 	}
 	for method, path := range map[string]string{http.MethodGet: "", http.MethodPatch: "/" + c.ID, http.MethodDelete: "/" + c.ID, http.MethodPost: ""} {
 		if status, answer, _ := s.callClients(t, method, path, `{}`); status != http.StatusServiceUnavailable {

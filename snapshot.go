@@ -77,6 +77,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
 		EventIDsMalformed: c.EventIDs, NotEncoded: c.NotEncoded, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited,
 		RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		Revocations: int64(s.authority.Load().Store.Count()), ClientLookups: s.clientLookups(),
 		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
 		Reloads: s.reloadOutcomes(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
@@ -93,6 +94,16 @@ func (s *Server) snapshot() stats.Snapshot {
 		})
 	}
 	return out
+}
+
+// clientLookups are the questions for clients of the registry, by outcome; nil:
+// there is none.
+func (s *Server) clientLookups() map[string]uint64 {
+	if s.clients == nil {
+		return nil
+	}
+	n := s.clients.Stats()
+	return map[string]uint64{"hit": n.Hits, "found": n.Found, "unknown": n.Unknown, "failed": n.Failed}
 }
 
 // observeToken counts a request for a token, by its outcome.

@@ -50,6 +50,9 @@ func (s *Server) wireAuth() error {
 			return fmt.Errorf("api.key: %w", err)
 		}
 	}
+	if s.link != nil && !s.link.Alone() && o.Auth.HMACSecret == "" && len(o.Auth.Keys) == 0 {
+		s.log.Warn("tokens are signed with a key of this node alone, and no other node takes them: give all nodes the same auth.hmac_secret or auth.keys")
+	}
 	s.origins.Store(newOrigins(o.WebSocket.AllowedOrigins))
 	return nil
 }

@@ -172,7 +172,8 @@ func (f *family) record() *encoder {
 		bytes(f.hash[:]).number(f.generation).time(f.expires).time(f.access)
 }
 
-// NewFamily implements TokenStore.
+// NewFamily implements TokenStore. The revision of a record is not kept: there is
+// no registry beside a log.
 func (s *Store) NewFamily(n Family) (token string, info FamilyInfo, err error) {
 	if err := s.writable(); err != nil {
 		return "", info, err

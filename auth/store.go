@@ -43,6 +43,7 @@ type TokenStore interface {
 	Revoked(jti, family string) bool
 	ClientRevoked(client string, revision uint64) bool
 	OnRevoke(f func(Revocation))
+	Count() int
 
 	// Failures tells how many writes have failed, and whether the last one did.
 	Failures() (n uint64, failing bool)
