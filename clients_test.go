@@ -296,6 +296,26 @@ func TestRevocationWhileAway(t *testing.T) {
 	}
 }
 
+// TestRevocationAfterRestart: a broker that was started anew, and knows nothing of
+// who listens, tells of revocations as before.
+func TestRevocationAfterRestart(t *testing.T) {
+	n := startClientsBroker(t)
+	a, b := clientsNode(t, n, nil), clientsNode(t, n, nil)
+	c := a.newClient(t, `{}`)
+	p := b.openSession(t, b.grantClient(t, c).Access)
+	port := n.Addr().(*net.TCPAddr).Port
+	n.stop()
+	n.start(t, port)
+	for _, s := range []*server{a, b} {
+		eventually(t, "tokens are issued again", func() bool {
+			status, _, _ := s.askToken(t, c, clientGrant)
+			return status == http.StatusOK
+		})
+	}
+	a.patchClient(t, c.ID, `{"disabled":true}`)
+	p.closes(3500)
+}
+
 // cutLink is a way to a server that can be cut.
 type cutLink struct {
 	addr, to string

@@ -210,19 +210,12 @@ type watching struct {
 	once    bool // return after caught
 }
 
-// watch tells of what is written to the keys of a pattern, until ctx ends. Where
-// the connection is lost it goes on behind the last message that it has told of:
-// begin says which.
+// watch tells of what is written to the keys of a pattern, until ctx ends. The
+// consumer goes on by itself where the connection was lost or the broker has been
+// started anew; where it gives up, the next one goes on where begin says.
 func (b *bucket) watch(ctx context.Context, w watching) {
-	back := make(chan struct{}, 1)
-	b.link.OnChange(func() {
-		select {
-		case back <- struct{}{}:
-		default:
-		}
-	}, nil)
 	for ctx.Err() == nil {
-		done, err := b.follow(ctx, w, back)
+		done, err := b.follow(ctx, w)
 		if done || ctx.Err() != nil {
 			return
 		}
@@ -233,8 +226,8 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 	}
 }
 
-// follow watches with one consumer, until it fails or the connection is back.
-func (b *bucket) follow(ctx context.Context, w watching, back <-chan struct{}) (done bool, err error) {
+// follow watches with one consumer, until it fails or ctx ends.
+func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) {
 	config := jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{b.subject + w.pattern}, HeadersOnly: w.headers, InactiveThreshold: time.Minute,
 	}
@@ -259,18 +252,8 @@ func (b *bucket) follow(ctx context.Context, w watching, back <-chan struct{}) (
 	if err != nil {
 		return false, err
 	}
-	// A consumer finds out by itself that it has to begin anew, but takes its time:
-	// the connection knows at once.
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() {
-		select {
-		case <-back:
-		case <-ctx.Done():
-		case <-ended:
-		}
-		it.Stop()
-	}()
+	defer it.Stop()
+	defer context.AfterFunc(ctx, it.Stop)()
 	for {
 		m, err := it.Next()
 		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {

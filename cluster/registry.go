@@ -42,6 +42,8 @@ type Registry struct {
 	end   context.CancelFunc
 	group sync.WaitGroup
 
+	keep time.Duration // a record, at most
+
 	mu      sync.Mutex
 	cache   map[string]cached
 	changes uint64 // that were heard of: a record read before one may be older
@@ -59,12 +61,13 @@ var _ auth.Registry = (*Registry)(nil)
 // NewRegistry makes the registry on a link; tokens are what its clients got. Start
 // has it work.
 func NewRegistry(l *Link, tokens *Tokens) *Registry {
-	r := &Registry{bucket: newBucket(l, "clients"), tokens: tokens, cache: make(map[string]cached)}
+	r := &Registry{bucket: newBucket(l, "clients"), tokens: tokens, keep: cacheTTL, cache: make(map[string]cached)}
 	r.life, r.end = context.WithCancel(context.Background())
 	return r
 }
 
-// Start opens the bucket. It waits as long as ctx lasts, and is called once.
+// Start opens the bucket: when it returns, changes of others are heard of. It waits
+// as long as ctx lasts, and is called once.
 func (r *Registry) Start(ctx context.Context) error {
 	if err := r.bucket.open(ctx); err != nil {
 		return err
@@ -72,18 +75,28 @@ func (r *Registry) Start(ctx context.Context) error {
 	if r.bucket.link.Alone() {
 		return nil // nobody else writes there
 	}
+	// While the broker is away nobody knows what has become of a client.
 	r.bucket.link.OnChange(nil, r.forgetAll)
+	begun := make(chan struct{})
+	first := sync.OnceFunc(func() { close(begun) })
 	r.group.Go(func() {
 		r.bucket.watch(r.life, watching{
 			pattern: ">",
 			// What was missed is not asked for: nothing that is older is kept.
 			begin:   func() uint64 { r.forgetAll(); return 0 },
 			each:    func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { r.forget(key) },
-			caught:  func() {},
+			caught:  first,
 			headers: true,
 		})
 	})
-	return nil
+	select {
+	case <-begun:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.life.Done():
+		return auth.ErrStoreClosed
+	}
 }
 
 // Close ends the work of the registry.
@@ -118,8 +131,7 @@ func (r *Registry) Get(ctx context.Context, id string) (*auth.ClientRecord, erro
 	c, ok := r.cache[key]
 	changes := r.changes
 	r.mu.Unlock()
-	// While the broker is away nobody knows what has become of a client.
-	if ok && time.Now().Before(c.until) && r.bucket.link.Connected() {
+	if ok && time.Now().Before(c.until) {
 		r.hits.Add(1)
 		return c.record, nil
 	}
@@ -149,7 +161,7 @@ func (r *Registry) remember(key string, record *auth.ClientRecord, changes uint6
 		}
 		delete(r.cache, old)
 	}
-	r.cache[key] = cached{record, time.Now().Add(cacheTTL)}
+	r.cache[key] = cached{record, time.Now().Add(r.keep)}
 }
 
 // Load implements auth.Registry.
@@ -290,7 +302,7 @@ func (r *Registry) page(ctx context.Context, after string, limit int) (ids []str
 			}
 			in[id] = struct{}{}
 		},
-	}, nil)
+	})
 	if !done {
 		return nil, false, unavailable(ctx, cmp.Or(err, ErrUnavailable))
 	}

@@ -212,6 +212,7 @@ func sampleClient(id string) *auth.ClientRecord {
 func TestRegistry(t *testing.T) {
 	url := registryBroker(t)
 	a, b := startRegistry(t, linkTo(t, Options{URL: url})), startRegistry(t, linkTo(t, Options{URL: url}))
+	a.keep, b.keep = time.Hour, time.Hour // what is changed is known by the watch alone
 	ctx := t.Context()
 	if _, err := a.Get(ctx, "x"); !errors.Is(err, auth.ErrClientUnknown) {
 		t.Fatalf("unknown: %v", err)
@@ -227,19 +228,24 @@ func TestRegistry(t *testing.T) {
 	if err != nil || got.Revision != r.Revision || got.SecretHash != r.SecretHash {
 		t.Fatalf("%+v %v", got, err)
 	}
+	soon(t, "b has the record at hand", func() bool {
+		hits := b.Stats().Hits
+		_, _ = b.Get(ctx, "x")
+		return b.Stats().Hits > hits
+	})
 	// Of two who change the same revision one wins.
 	one, two := *r, *r
 	one.User, two.User = "one", "two"
 	if err := a.Put(ctx, &one); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Put(ctx, &two); !errors.Is(err, auth.ErrClientChanged) {
-		t.Fatalf("an old revision: %v", err)
-	}
 	soon(t, "b sees the change of a", func() bool {
 		got, err := b.Get(ctx, "x")
 		return err == nil && got.User == "one"
 	})
+	if err := b.Put(ctx, &two); !errors.Is(err, auth.ErrClientChanged) {
+		t.Fatalf("an old revision: %v", err)
+	}
 	if err := b.Remove(ctx, "x", r.Revision); !errors.Is(err, auth.ErrClientChanged) {
 		t.Fatalf("remove an old revision: %v", err)
 	}
