@@ -207,6 +207,7 @@ type watching struct {
 	caught func()
 	// headers: the values are not wanted.
 	headers bool
+	batch   int  // how many are asked for at once
 	once    bool // return after caught
 }
 
@@ -248,7 +249,7 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 			return true, nil
 		}
 	}
-	it, err := cons.Messages(jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(5*time.Second))
+	it, err := cons.Messages(jetstream.PullMaxMessages(w.batch), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(5*time.Second))
 	if err != nil {
 		return false, err
 	}

@@ -22,6 +22,10 @@ const (
 	cacheSize = 4096
 	// cacheTTL bounds how old a record may be where the watch lags behind.
 	cacheTTL = 10 * time.Second
+	// listedIDs is how many ids are kept of a walk through all of them, and listedTTL
+	// for how long: whoever lists page after page comes back at once.
+	listedIDs = 50_000
+	listedTTL = 30 * time.Second
 	// pageLoads is how many records of a page are asked for at once.
 	pageLoads = 8
 )
@@ -47,8 +51,46 @@ type Registry struct {
 	mu      sync.Mutex
 	cache   map[string]cached
 	changes uint64 // that were heard of: a record read before one may be older
+	listed  *listing
 
 	hits, found, unknown, failed atomic.Uint64
+}
+
+// listing are the ids behind one, in their order, that a walk has found; more:
+// there were others behind them.
+type listing struct {
+	after string
+	ids   []string
+	more  bool
+	until time.Time
+}
+
+// page returns the first limit ids behind after; ok is false where the listing does
+// not know.
+func (l *listing) page(after string, limit int, now time.Time) (ids []string, more, ok bool) {
+	if l == nil || now.After(l.until) || after < l.after {
+		return nil, false, false
+	}
+	i, at := slices.BinarySearch(l.ids, after)
+	if at {
+		i++
+	}
+	rest := l.ids[i:]
+	if len(rest) > limit {
+		return slices.Clone(rest[:limit]), true, true
+	}
+	return slices.Clone(rest), false, !l.more
+}
+
+// add puts in an id that was written, where it belongs there. One that is deleted
+// stays: it is not found when it is asked for.
+func (l *listing) add(id string) {
+	if id <= l.after || l.more && (len(l.ids) == 0 || id > l.ids[len(l.ids)-1]) {
+		return
+	}
+	if i, found := slices.BinarySearch(l.ids, id); !found {
+		l.ids = slices.Insert(l.ids, i, id)
+	}
 }
 
 type cached struct {
@@ -86,6 +128,7 @@ func (r *Registry) Start(ctx context.Context) error {
 			begin:   func() uint64 { r.forgetAll(); return 0 },
 			each:    func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { r.forget(key) },
 			caught:  first,
+			batch:   500,
 			headers: true,
 		})
 	})
@@ -115,6 +158,15 @@ func (r *Registry) forget(key string) {
 	defer r.mu.Unlock()
 	r.changes++
 	delete(r.cache, key)
+	if r.listed == nil {
+		return
+	}
+	if id, ok := unkey(key); ok {
+		r.listed.add(id)
+	}
+	if len(r.listed.ids) > 2*listedIDs {
+		r.listed = nil
+	}
 }
 
 func (r *Registry) forgetAll() {
@@ -122,6 +174,7 @@ func (r *Registry) forgetAll() {
 	defer r.mu.Unlock()
 	r.changes++
 	clear(r.cache)
+	r.listed = nil
 }
 
 // Get implements auth.Registry.
@@ -243,13 +296,23 @@ func (r *Registry) EndTokens(_ context.Context, client string, revision uint64, 
 	return err
 }
 
-// List implements auth.Registry. It goes through the keys of the whole bucket for
-// each page, and keeps those of the page alone.
+// List implements auth.Registry.
 func (r *Registry) List(ctx context.Context, after string, limit int) ([]*auth.ClientRecord, bool, error) {
-	ids, more, err := r.page(ctx, after, limit)
-	if err != nil {
-		return nil, false, err
+	for {
+		ids, more, err := r.page(ctx, after, limit)
+		if err != nil {
+			return nil, false, err
+		}
+		list, err := r.loadAll(ctx, ids)
+		if err != nil || len(list) > 0 || !more {
+			return list, more, err
+		}
+		after = ids[len(ids)-1] // all of them were deleted meanwhile
 	}
+}
+
+// loadAll returns the records of ids that there are.
+func (r *Registry) loadAll(ctx context.Context, ids []string) ([]*auth.ClientRecord, error) {
 	records := make([]*auth.ClientRecord, len(ids))
 	errs := make([]error, len(ids))
 	var group sync.WaitGroup
@@ -271,18 +334,42 @@ func (r *Registry) List(ctx context.Context, after string, limit int) ([]*auth.C
 		case errors.Is(err, auth.ErrClientRecord):
 			r.bucket.link.log.Error("record of a client can't be read", "err", err)
 		default:
-			return nil, false, err
+			return nil, err
 		}
 	}
-	return list, more, nil
+	return list, nil
 }
 
 // page returns the first limit ids behind after, in their order.
 func (r *Registry) page(ctx context.Context, after string, limit int) (ids []string, more bool, err error) {
+	r.mu.Lock()
+	ids, more, ok := r.listed.page(after, limit, time.Now())
+	changes := r.changes
+	r.mu.Unlock()
+	if ok {
+		return ids, more, nil
+	}
+	ids, more, err = r.walk(ctx, after, max(limit, listedIDs))
+	if err != nil {
+		return nil, false, err
+	}
+	l := &listing{after: after, ids: ids, more: more, until: time.Now().Add(listedTTL)}
+	ids, more, _ = l.page(after, limit, time.Now())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.changes == changes { // else it may lack what was written meanwhile
+		r.listed = l
+	}
+	return ids, more, nil
+}
+
+// walk goes through the keys of the whole bucket, about 4 µs each, and returns the
+// first limit ids behind after, in their order.
+func (r *Registry) walk(ctx context.Context, after string, limit int) (ids []string, more bool, err error) {
 	var first idHeap
-	in := make(map[string]struct{}, limit+1) // of first: what is written meanwhile comes twice
+	in := make(map[string]struct{}) // of first: what is written meanwhile comes twice
 	done, err := r.bucket.follow(ctx, watching{
-		pattern: ">", headers: true, once: true,
+		pattern: ">", headers: true, once: true, batch: 10_000,
 		begin:  func() uint64 { return 1 },
 		caught: func() {},
 		each: func(key string, m jetstream.Msg, _ *jetstream.MsgMetadata) {

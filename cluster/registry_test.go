@@ -339,6 +339,94 @@ func TestRegistryPages(t *testing.T) {
 	}
 }
 
+// TestListing: between two pages of a list clients come and go; the next page knows.
+func TestListing(t *testing.T) {
+	url := registryBroker(t)
+	r, other := startRegistry(t, linkTo(t, Options{URL: url})), startRegistry(t, linkTo(t, Options{URL: url}))
+	ctx := t.Context()
+	put := func(r *Registry, id string) *auth.ClientRecord {
+		t.Helper()
+		c := sampleClient(id)
+		if err := r.Put(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	list := func(after string, limit int) string {
+		t.Helper()
+		records, more, err := r.List(ctx, after, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := ""
+		for _, c := range records {
+			out += c.ID
+		}
+		if more {
+			out += "+"
+		}
+		return out
+	}
+	b := put(r, "b")
+	for _, id := range []string{"d", "f", "h"} {
+		put(other, id)
+	}
+	soon(t, "a walk is kept", func() bool {
+		if got := list("", 2); got != "bd+" {
+			t.Fatal(got)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.listed != nil
+	})
+	walked := r.listed
+	put(r, "e")
+	if got := list("d", 2); got != "ef+" {
+		t.Errorf("after its own: %s", got)
+	}
+	put(other, "a")
+	put(other, "i")
+	soon(t, "what another node has put is listed", func() bool { return list("f", 3) == "hi" && list("", 1) == "a+" })
+	if err := other.Remove(ctx, "b", b.Revision); err != nil {
+		t.Fatal(err)
+	}
+	if got := list("", 3); got != "ad+" {
+		t.Errorf("one is gone: %s", got)
+	}
+	// A page of which nothing is left is none.
+	r.mu.Lock()
+	r.listed.add("da")
+	r.listed.add("db")
+	r.mu.Unlock()
+	if got := list("d", 2); got != "ef+" {
+		t.Errorf("two are gone: %s", got)
+	}
+	if r.listed != walked {
+		t.Error("it was walked through again")
+	}
+	r.forgetAll()
+	if got := list("", 3); got != "ade+" {
+		t.Errorf("a new walk: %s", got)
+	}
+
+	// A listing that ends before the last id knows no page behind its end.
+	l := &listing{after: "b", ids: []string{"c", "d"}, more: true, until: time.Now().Add(time.Minute)}
+	l.add("a")
+	l.add("e")
+	for _, tt := range []struct {
+		after string
+		limit int
+		ok    bool
+	}{{"a", 1, false}, {"b", 1, true}, {"b", 2, false}, {"c", 1, false}, {"x", 1, false}} {
+		if ids, more, ok := l.page(tt.after, tt.limit, time.Now()); ok != tt.ok || ok && (len(ids) != 1 || ids[0] != "c" || !more) {
+			t.Errorf("%+v: %v %v %v", tt, ids, more, ok)
+		}
+	}
+	if _, _, ok := l.page("b", 1, time.Now().Add(time.Hour)); ok {
+		t.Error("it is kept without end")
+	}
+}
+
 // TestUnavailable: without a broker everything says that it is not there.
 func TestUnavailable(t *testing.T) {
 	l := linkTo(t, Options{URL: "nats://127.0.0.1:1", Logger: slog.New(slog.DiscardHandler)})

@@ -68,7 +68,6 @@ type Tokens struct {
 	life   context.Context
 	end    context.CancelFunc
 	group  sync.WaitGroup
-	begun  atomic.Bool
 	closed atomic.Bool
 	last   atomic.Uint64 // the last revocation that was read
 
@@ -106,6 +105,7 @@ func (t *Tokens) Start(ctx context.Context) error {
 				t.last.Store(at.Sequence.Stream)
 			},
 			caught: first,
+			batch:  500,
 			// Nobody else writes there.
 			once: t.bucket.link.Alone(),
 		})
