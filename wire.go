@@ -118,7 +118,7 @@ func (s *Server) wireCore() error {
 	version, _ := buildVersion()
 	s.commands, err = handler.New(handler.Options{
 		Backend: handler.BackendOptions{Client: s.backend, Timeout: o.backendTimeout()},
-		Node:    s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Pool: s.pool, Logger: s.log,
+		Node:    s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Revoked: s.authority.Revoked, Pool: s.pool, Logger: s.log,
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,

@@ -36,6 +36,12 @@ func (l *Live) Load() *Authority { return l.current.Load() }
 // Connect is Verifier.Connect.
 func (l *Live) Connect(token string) (*Claims, error) { return l.Load().Verifier.Connect(token) }
 
+// Revoked reports whether what a token says is revoked now. It allocates nothing.
+func (l *Live) Revoked(c *Claims) bool {
+	s := l.Load().Store
+	return s.Revoked(c.ID, c.Family) || s.ClientRevoked(c.ClientID, c.ClientRevision)
+}
+
 // Subscription is Verifier.Subscription.
 func (l *Live) Subscription(token string) (*SubscriptionClaims, error) {
 	return l.Load().Verifier.Subscription(token)

@@ -69,8 +69,11 @@ type Options struct {
 	Topics   *topic.Topics
 	Registry *session.Registry
 	Verifier Verifier
-	Pool     *Pool
-	Logger   *slog.Logger
+	// Revoked reports whether what a token says has been revoked since it was
+	// verified; nil: never. Called on loops.
+	Revoked func(*auth.Claims) bool
+	Pool    *Pool
+	Logger  *slog.Logger
 	// Version is what the connect reply says.
 	Version string
 

@@ -40,6 +40,18 @@ func mark(s *session.Session, claims *auth.Claims) {
 	s.Family, s.Token = marks(claims.ClientID, claims.Family, claims.ID)
 }
 
+// mark notes in s whose and which its token is, and looks once more whether it is
+// good: a token that was verified in the pool may have been revoked before it was
+// noted, when no revocation could find s by it. false: s is closed.
+func (c *Commands) mark(s *session.Session, claims *auth.Claims) bool {
+	mark(s, claims)
+	if c.opts.Revoked != nil && c.opts.Revoked(claims) {
+		c.refuseToken(s, 0, auth.ErrTokenRevoked, nil)
+		return false
+	}
+	return true
+}
+
 // Revokes returns what tells whether a session lives of what is revoked. It runs
 // on the session's loop.
 func Revokes(r auth.Revocation) func(*session.Session) bool {

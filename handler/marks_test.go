@@ -50,6 +50,28 @@ func TestRevokes(t *testing.T) {
 	}
 }
 
+// TestRevokedSinceVerified: a token that is revoked between its check and the moment
+// from which on a revocation finds the session lets nobody in.
+func TestRevokedSinceVerified(t *testing.T) {
+	revoked := false
+	r := newRig(t, func(o *rigOptions) {
+		o.Options.Revoked = func(c *auth.Claims) bool { return revoked && c.ID == "j" }
+	})
+	r.verifier.claims["good"] = &auth.Claims{Subject: "ann", ID: "i", ExpiresAt: epoch + 60}
+	r.verifier.claims["late"] = &auth.Claims{Subject: "ann", ID: "j", ExpiresAt: epoch + 60}
+	revoked = true
+	p := r.open(session.EncodingJSON, nil)
+	p.send(`{"id":1,"connect":{"token":"late"}}`)
+	p.wantsClose(session.ReasonInvalidToken)
+	p = r.open(session.EncodingJSON, &Identity{Claims: r.verifier.claims["late"]})
+	p.send(`{"id":1,"connect":{}}`)
+	p.wantsClose(session.ReasonInvalidToken)
+	p = r.open(session.EncodingJSON, nil)
+	p.connect("good")
+	p.send(`{"id":2,"refresh":{"token":"late"}}`)
+	p.wantsClose(session.ReasonInvalidToken)
+}
+
 // TestMarksOfManyClients: ids that hardly differ are told apart.
 func TestMarksOfManyClients(t *testing.T) {
 	seen := make(map[[2]uint64]string)
