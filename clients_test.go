@@ -2,6 +2,7 @@ package perch_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"io/fs"
@@ -485,5 +486,44 @@ func TestSecretsShownOnce(t *testing.T) {
 	}
 	if status, answer, _ := s.callClients(t, http.MethodPatch, "/mine", `{"disabled":true}`); status != http.StatusConflict {
 		t.Errorf("a configured client: %d %s", status, answer)
+	}
+}
+
+// TestNoBrokerAtStart: a node whose broker is not there lives, says that it is not
+// ready, lets nobody in, and ends when it is told to.
+func TestNoBrokerAtStart(t *testing.T) {
+	n := startClientsBroker(t)
+	port := n.Addr().(*net.TCPAddr).Port
+	n.stop()
+	for _, comes := range []bool{false, true} {
+		log := &logBuffer{}
+		o := perch.DefaultOptions()
+		o.Listen, o.Admin, o.DataDir, o.Engine, o.NATS.URL = "127.0.0.1:0", "127.0.0.1:0", t.TempDir(), perch.EngineNATS, n.url
+		o.Logger = slog.New(slog.NewTextHandler(log, nil))
+		s, err := perch.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		eventually(t, "the admin port answers that the node is starting", func() bool {
+			status, answer := get(t, "http://"+s.AdminAddr()+"/readyz")
+			return status == http.StatusServiceUnavailable && strings.Contains(answer, "starting")
+		})
+		if c, err := net.Dial("tcp", s.PublicAddr()); err == nil {
+			c.Close()
+			t.Error("connections are taken before it is known what is revoked")
+		}
+		if comes {
+			n.start(t, port)
+			await(t, "the node is ready", s.Ready())
+		} else {
+			eventually(t, "the log says what it waits for", func() bool { return strings.Contains(log.String(), "waiting for the broker") })
+		}
+		cancel()
+		if err := await(t, "the end", done); err != nil {
+			t.Error(err)
+		}
 	}
 }
