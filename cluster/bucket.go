@@ -17,8 +17,8 @@ import (
 var (
 	// errNoKey: there is nothing of that key, or not any more.
 	errNoKey = errors.New("cluster: no such key")
-	// errConflict: another node has written the key meanwhile.
-	errConflict = errors.New("cluster: key has changed")
+	// errRevision: another node has written the key meanwhile.
+	errRevision = errors.New("cluster: key has changed")
 )
 
 // Headers of a key-value bucket (ADR-8 of NATS).
@@ -131,7 +131,7 @@ func (b *bucket) get(ctx context.Context, key string) (value []byte, revision ui
 func marked(h nats.Header) bool { return h.Get(kvOperation) != "" || h.Get("Nats-Marker-Reason") != "" }
 
 // put writes a key in the place of a revision (0: of none), to be forgotten after
-// ttl (0: never), and returns the new revision. It fails with errConflict.
+// ttl (0: never), and returns the new revision. It fails with errRevision.
 func (b *bucket) put(ctx context.Context, key string, value []byte, revision uint64, ttl time.Duration) (uint64, error) {
 	return b.publish(ctx, &nats.Msg{Subject: b.subject + key, Data: value}, ttl, jetstream.WithExpectLastSequencePerSubject(revision))
 }
@@ -141,7 +141,7 @@ func (b *bucket) write(ctx context.Context, key string, value []byte, ttl time.D
 	return b.publish(ctx, &nats.Msg{Subject: b.subject + key, Data: value}, ttl)
 }
 
-// remove takes out a key of that revision. It fails with errConflict.
+// remove takes out a key of that revision. It fails with errRevision.
 func (b *bucket) remove(ctx context.Context, key string, revision uint64) error {
 	m := &nats.Msg{Subject: b.subject + key, Header: nats.Header{}}
 	m.Header.Set(kvOperation, kvPurge)
@@ -190,7 +190,7 @@ func (b *bucket) fault(err error) error {
 	var api *jetstream.APIError
 	if errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
 		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
-		return errConflict
+		return errRevision
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
@@ -311,7 +311,7 @@ func unkey(key string) (name string, ok bool) {
 		if i+2 >= len(key) {
 			return "", false
 		}
-		hi, lo := strings.IndexByte(hexDigits, key[i+1]), strings.IndexByte(hexDigits, key[i+2])
+		hi, lo := strings.IndexByte(keyDigits, key[i+1]), strings.IndexByte(keyDigits, key[i+2])
 		if hi < 0 || lo < 0 {
 			return "", false
 		}
@@ -321,4 +321,4 @@ func unkey(key string) (name string, ok bool) {
 	return string(out), true
 }
 
-const hexDigits = "0123456789ABCDEF"
+const keyDigits = "0123456789ABCDEF"

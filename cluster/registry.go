@@ -264,7 +264,7 @@ func (r *Registry) Put(ctx context.Context, record *auth.ClientRecord) error {
 	revision, err = r.bucket.put(ctx, key, data, revision, 0)
 	r.forget(key)
 	switch {
-	case errors.Is(err, errConflict):
+	case errors.Is(err, errRevision):
 		return taken
 	case err != nil:
 		return unavailable(ctx, err)
@@ -279,7 +279,7 @@ func (r *Registry) Remove(ctx context.Context, id string, revision uint64) error
 	err := r.bucket.remove(ctx, key, revision)
 	r.forget(key)
 	switch {
-	case errors.Is(err, errConflict):
+	case errors.Is(err, errRevision):
 		return auth.ErrClientChanged
 	case err != nil:
 		return unavailable(ctx, err)

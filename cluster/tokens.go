@@ -148,7 +148,7 @@ func (t *Tokens) Failures() (n uint64, failing bool) { return t.failures.Load(),
 // done counts what became of a change, and says so once each time that it begins
 // to fail or ceases to.
 func (t *Tokens) done(err error) error {
-	if err == nil || errors.Is(err, errConflict) || errors.Is(err, errNoKey) {
+	if err == nil || errors.Is(err, errRevision) || errors.Is(err, errNoKey) {
 		if t.failing.Swap(false) {
 			t.log.Info("token bucket is written again")
 		}
@@ -269,7 +269,7 @@ func (t *Tokens) Rotate(token, client string, expires, access int64, check func(
 		switch {
 		case err == nil:
 			return following.Text, after.Info(sid), t.done(nil)
-		case errors.Is(err, errConflict):
+		case errors.Is(err, errRevision):
 		case errors.Is(err, ErrUnavailable) && t.bucket.link.Connected() && t.life.Err() == nil:
 			// Nobody knows whether it was written: the next reading tells.
 			_ = t.done(err)
@@ -304,7 +304,7 @@ func (t *Tokens) endFamily(client, sid string) error {
 			}
 			told = true
 		}
-		if err = t.bucket.remove(t.life, familyKey(client, sid), revision); errors.Is(err, errConflict) {
+		if err = t.bucket.remove(t.life, familyKey(client, sid), revision); errors.Is(err, errRevision) {
 			continue // it was rotated meanwhile: its access tokens live longer now
 		} else if err != nil {
 			return t.done(err)
@@ -396,7 +396,7 @@ func (t *Tokens) merge(key string, r auth.Revocation) error {
 				r.Revision, r.Until = max(r.Revision, old.Revision), max(r.Until, old.Until)
 			}
 		}
-		if _, err = t.bucket.put(t.life, key, encodeRevocation(r), at, t.ttl(r.Until)); errors.Is(err, errConflict) {
+		if _, err = t.bucket.put(t.life, key, encodeRevocation(r), at, t.ttl(r.Until)); errors.Is(err, errRevision) {
 			continue
 		}
 		return t.revoked(r, err)
