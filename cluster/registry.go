@@ -2,7 +2,7 @@ package cluster
 
 import (
 	"cmp"
-	"container/heap"
+	binheap "container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -379,11 +379,11 @@ func (r *Registry) walk(ctx context.Context, after string, limit int) (ids []str
 			}
 			switch {
 			case len(first) <= limit: // one more than the page tells whether there are others
-				heap.Push(&first, id)
+				binheap.Push(&first, id)
 			case id < first[0]:
 				delete(in, first[0])
 				first[0] = id
-				heap.Fix(&first, 0)
+				binheap.Fix(&first, 0)
 			default:
 				return
 			}
