@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"perch/auth"
 	"perch/cluster"
 )
 
@@ -34,10 +35,25 @@ func (s *Server) wireLink() error {
 		return fmt.Errorf("data_dir: %w", err)
 	}
 	var err error
+	// Before the embedded server opens what it keeps there.
+	if s.lock, err = auth.LockDir(o.DataDir); err != nil {
+		return o.dataDirError(err)
+	}
 	if s.link, err = cluster.Open(o.linkOptions(s)); err != nil {
 		return fmt.Errorf("nats: %w", err)
 	}
+	s.tokens = cluster.NewTokens(s.link, cluster.TokensOptions{})
+	s.clients = cluster.NewRegistry(s.link, s.tokens)
 	return nil
+}
+
+// startRegistry returns once this node knows all revocations that are in force;
+// ctx ends the wait.
+func (s *Server) startRegistry(ctx context.Context) error {
+	if err := s.tokens.Start(ctx); err != nil {
+		return err
+	}
+	return s.clients.Start(ctx)
 }
 
 // linkOptions are those of package cluster.
@@ -98,7 +114,14 @@ func (s *Server) awaitBroker(ctx context.Context, failed <-chan error) error {
 	wait, end := context.WithCancel(ctx)
 	defer end()
 	ready := make(chan error, 1)
-	go func() { ready <- s.broker.Wait(wait) }()
+	go func() {
+		err := s.broker.Wait(wait)
+		if err == nil {
+			// Nobody is let in before it is known what has been revoked.
+			err = s.startRegistry(wait)
+		}
+		ready <- err
+	}()
 	say := time.NewTicker(brokerSay)
 	defer say.Stop()
 	first := time.NewTimer(brokerPatience)
@@ -106,13 +129,17 @@ func (s *Server) awaitBroker(ctx context.Context, failed <-chan error) error {
 	for {
 		select {
 		case err := <-ready:
-			if err != nil {
+			if wait.Err() != nil {
 				return errNotWaited
 			}
-			return nil
+			return err
 		case err := <-failed:
+			end()
+			<-ready
 			return err
 		case <-s.abort:
+			end()
+			<-ready
 			return errNotWaited
 		case <-first.C:
 		case <-say.C:

@@ -154,6 +154,10 @@ func (s *Server) apiOptions() handler.APIOptions {
 	return handler.APIOptions{
 		KeyNow: func() string { return s.live.Load().API.Key }, Node: s.node, Name: name, Version: version, Started: s.started,
 		Loops: s.net, Registry: s.registry, Topics: s.topics, Sessions: s.commands, Peers: s.peers(), Observe: s.observeAPI, Logger: s.log,
+		Clients: handler.ClientsOptions{Authority: s.authority.Load, CheckTopic: func(name string) error {
+			_, err := s.topics.Namespace(name)
+			return err
+		}},
 	}
 }
 

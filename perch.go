@@ -67,6 +67,9 @@ type Server struct {
 	broker    *cluster.Broker // likewise
 	nodes     *cluster.Nodes  // nil: there never are others
 	answers   func(ctx context.Context, method string, params []byte) ([]byte, error)
+	lock      io.Closer // of the data directory; nil: the authority has it
+	tokens    *cluster.Tokens
+	clients   *cluster.Registry
 	authority *auth.Live
 	origins   atomic.Pointer[origins]
 	registry  *session.Registry
@@ -372,7 +375,14 @@ func (s *Server) release(deadline time.Time) {
 			s.log.Error("close token store failed", "err", err)
 		}
 	}
+	if s.clients != nil {
+		s.clients.Close()
+		_ = s.tokens.Close() // also where it has no authority yet
+	}
 	if s.link != nil {
 		s.link.Close()
+	}
+	if s.lock != nil {
+		_ = s.lock.Close()
 	}
 }

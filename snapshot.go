@@ -78,6 +78,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		Commands: c.Commands, Errors: c.Errors, Malformed: c.Malformed,
 		EventIDsMalformed: c.EventIDs, NotEncoded: c.NotEncoded, BacklogRejected: c.BacklogOverflow, RateLimited: c.RateLimited, UserLimited: c.UserLimited,
 		RPCPanics: c.RPCPanics, RPCTimeouts: c.RPCTimeouts,
+		Revocations: int64(s.authority.Load().Store.Count()), ClientLookups: s.clientLookups(),
 		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
 		Reloads: s.reloadOutcomes(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
@@ -105,6 +106,16 @@ func brokerStats(c cluster.BrokerCounts, limit int) stats.Broker {
 		Publications: map[string]uint64{"unsent": c.Unsent, "refused": c.Refused, "failed": c.Failed},
 		Deliveries:   map[string]uint64{"undone": c.Undone, "repaired": c.Repaired, "dropped": c.Dropped, "malformed": c.Malformed},
 	}
+}
+
+// clientLookups are the questions for clients of the registry, by outcome; nil:
+// there is none.
+func (s *Server) clientLookups() map[string]uint64 {
+	if s.clients == nil {
+		return nil
+	}
+	n := s.clients.Stats()
+	return map[string]uint64{"hit": n.Hits, "found": n.Found, "unknown": n.Unknown, "failed": n.Failed}
 }
 
 // observeToken counts a request for a token, by its outcome.

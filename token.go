@@ -77,7 +77,7 @@ func (o *Options) keySetOptions(log *slog.Logger) auth.KeySetOptions {
 		Keys:        keys,
 		JWKSURL:     o.Auth.JWKSURL,
 		JWKSRefresh: o.Auth.JWKSRefresh,
-		NeedSigner:  len(o.Auth.Clients) > 0,
+		NeedSigner:  len(o.Auth.Clients) > 0 || o.Engine == EngineNATS,
 		Logger:      log,
 	}
 }

@@ -37,12 +37,13 @@ func (s *Server) wireAuth() error {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	authority, err := auth.Open(o.authOptions(s.log))
+	ao := o.authOptions(s.log)
+	if s.link != nil {
+		ao.Store, ao.Registry = s.tokens, s.clients
+	}
+	authority, err := auth.Open(ao)
 	if err != nil {
-		if errors.Is(err, auth.ErrLocked) {
-			return fmt.Errorf("data_dir: %s is in use by another server: stop that one or choose another directory", o.DataDir)
-		}
-		return err
+		return o.dataDirError(err)
 	}
 	s.authority = auth.NewLive(authority)
 	if o.API.Key == "" {
@@ -50,8 +51,19 @@ func (s *Server) wireAuth() error {
 			return fmt.Errorf("api.key: %w", err)
 		}
 	}
+	if s.link != nil && !s.link.Alone() && o.Auth.HMACSecret == "" && len(o.Auth.Keys) == 0 {
+		s.log.Warn("tokens are signed with a key of this node alone, and no other node takes them: give all nodes the same auth.hmac_secret or auth.keys")
+	}
 	s.origins.Store(newOrigins(o.WebSocket.AllowedOrigins))
 	return nil
+}
+
+// dataDirError says in the words of the configuration that the directory is taken.
+func (o *Options) dataDirError(err error) error {
+	if errors.Is(err, auth.ErrLocked) {
+		return fmt.Errorf("data_dir: %s is in use by another server: stop that one or choose another directory", o.DataDir)
+	}
+	return err
 }
 
 // authOptions are those of package auth.
@@ -119,7 +131,7 @@ func (s *Server) wireCore() error {
 	version, _ := buildVersion()
 	s.commands, err = handler.New(handler.Options{
 		Backend: handler.BackendOptions{Client: s.backend, Timeout: o.backendTimeout()},
-		Node:    s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Pool: s.pool, Logger: s.log,
+		Node:    s.node, Topics: s.topics, Registry: s.registry, Verifier: s.authority, Revoked: s.authority.Revoked, Pool: s.pool, Logger: s.log,
 		Version: version, Require: handler.Require(o.Auth.Require), Insecure: o.Insecure,
 		PingInterval: o.Heartbeat.Interval, UserPersonal: o.Topics.UserPersonal, PersonalNamespace: o.Topics.PersonalNamespace,
 		Overflow: handler.Overflow(o.Pool.Overflow), SessionBytes: o.Pool.SessionBytes,
@@ -206,9 +218,9 @@ func (s *Server) deflate() netpoll.Deflate {
 
 // endRevoked ends the live sessions of what has been revoked.
 func (s *Server) endRevoked(r auth.Revocation) {
-	family, token := handler.TokenHash(r.Family), handler.TokenHash(r.ID)
+	revoked := handler.Revokes(r)
 	s.net.EachSession(func(p *session.Session) {
-		if family != 0 && p.Family == family || token != 0 && p.Token == token {
+		if revoked(p) {
 			p.Close(session.ReasonInvalidToken)
 		}
 	})

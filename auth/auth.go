@@ -8,8 +8,6 @@ import (
 	"math"
 	"net/netip"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 // Options are of an Authority; the fields are those of perch.yaml.
@@ -26,6 +24,11 @@ type Options struct {
 	TokenTTL   time.Duration // 0: one hour
 	RefreshTTL time.Duration // 0: 30 days; negative: no refresh tokens
 	Clients    []ClientOptions
+	// Registry is where clients stand that are not configured; nil: nowhere.
+	Registry Registry
+	// Store, where set, takes the place of the log in DataDir, which whoever gives
+	// it has locked (LockDir). It is closed with the Authority.
+	Store TokenStore
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
 }
@@ -52,7 +55,7 @@ type Authority struct {
 	Verifier *Verifier
 	Issuer   *Issuer
 	Clients  *Clients
-	Store    *Store
+	Store    TokenStore
 	Limiter  *Limiter
 
 	opts Options
@@ -64,7 +67,7 @@ func (o Options) KeySetOptions() KeySetOptions {
 	return KeySetOptions{
 		DataDir: o.DataDir, HMACSecret: o.HMACSecret, Keys: o.Keys,
 		JWKSURL: o.JWKSURL, JWKSRefresh: o.JWKSRefresh,
-		NeedSigner: len(o.Clients) > 0, Logger: o.Logger,
+		NeedSigner: len(o.Clients) > 0 || o.Registry != nil, Logger: o.Logger,
 	}
 }
 
@@ -85,13 +88,16 @@ func (o Options) withDefaults() Options {
 // another process has it). Close gives it back.
 func Open(o Options) (*Authority, error) {
 	o = o.withDefaults()
-	clients, err := NewClients(o.Clients)
+	clients, err := NewClients(o.Clients, o.Registry)
 	if err != nil {
 		return nil, err
 	}
 	keys, err := NewKeySet(o.KeySetOptions())
 	if err != nil {
 		return nil, err
+	}
+	if o.Store != nil {
+		return newAuthority(o, keys, clients, o.Store, NewLimiter()), nil
 	}
 	store, err := OpenStore(StoreOptions{Dir: o.DataDir, Logger: o.Logger})
 	if err != nil {
@@ -101,12 +107,13 @@ func Open(o Options) (*Authority, error) {
 	return newAuthority(o, keys, clients, store, NewLimiter()), nil
 }
 
-func newAuthority(o Options, keys *KeySet, clients *Clients, store *Store, limiter *Limiter) *Authority {
+func newAuthority(o Options, keys *KeySet, clients *Clients, store TokenStore, limiter *Limiter) *Authority {
 	return &Authority{
 		Keys: keys, Clients: clients, Store: store, Limiter: limiter,
-		Verifier: NewVerifier(VerifierOptions{Keys: keys, Issuer: o.Issuer, Audience: o.Audience, Revoked: store.Revoked}),
-		Issuer:   NewIssuer(IssuerOptions{Keys: keys, Issuer: o.Issuer, Audience: o.Audience, TTL: o.TokenTTL}),
-		opts:     o, now: time.Now,
+		Verifier: NewVerifier(VerifierOptions{Keys: keys, Issuer: o.Issuer, Audience: o.Audience,
+			Revoked: store.Revoked, ClientRevoked: store.ClientRevoked}),
+		Issuer: NewIssuer(IssuerOptions{Keys: keys, Issuer: o.Issuer, Audience: o.Audience, TTL: o.TokenTTL}),
+		opts:   o, now: time.Now,
 	}
 }
 
@@ -124,18 +131,18 @@ func (e *SlowDownError) Error() string {
 }
 
 // Authenticate returns the client whose id and secret these are. It fails with
-// ErrClientUnknown, a *SlowDownError, ErrBusy, or the error of ctx. It takes as
-// long as a password hash; not on a loop.
+// ErrClientUnknown, a *SlowDownError, ErrBusy, ErrUnavailable, or the error of ctx.
+// It takes as long as a password hash; not on a loop.
 func (a *Authority) Authenticate(ctx context.Context, addr netip.Addr, id, secret string) (*Client, error) {
-	if c := a.Clients.Known(id, secret); c != nil {
-		return c, nil
+	if c, err := a.Clients.Known(ctx, id, secret); c != nil || err != nil {
+		return c, err
 	}
 	if wait := a.Limiter.Wait(addr, id); wait > 0 {
 		return nil, &SlowDownError{After: wait}
 	}
 	c, err := a.Clients.Authenticate(ctx, id, secret)
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, ErrClientDisabled): // the secret is right
 		a.Limiter.Right(addr, id)
 	case errors.Is(err, ErrClientUnknown):
 		a.Limiter.Wrong(addr, id)
@@ -182,7 +189,8 @@ func (a *Authority) Grant(c *Client, subject string) (Tokens, error) {
 	expires := now.Add(access).Unix()
 	var refreshToken, sid string
 	if refresh > 0 {
-		token, info, err := a.Store.NewFamily(c.ID, subject, now.Add(refresh).Unix(), expires)
+		token, info, err := a.Store.NewFamily(Family{Client: c.ID, Subject: subject, Revision: c.Revision,
+			Expires: now.Add(refresh).Unix(), Access: expires})
 		if err != nil {
 			return Tokens{}, err
 		}
@@ -205,7 +213,8 @@ func (a *Authority) Refresh(c *Client, refreshToken string) (Tokens, error) {
 	now := a.now()
 	expires := now.Add(access).Unix()
 	next, info, err := a.Store.Rotate(refreshToken, c.ID, now.Add(refresh).Unix(), expires, func(f FamilyInfo) error {
-		if checkSubject(c, f.Subject) != nil { // the configuration has changed since
+		// The client has changed since, or it was disabled meanwhile.
+		if checkSubject(c, f.Subject) != nil || f.Revision < c.Floor {
 			return ErrGrant
 		}
 		return nil
@@ -217,7 +226,7 @@ func (a *Authority) Refresh(c *Client, refreshToken string) (Tokens, error) {
 }
 
 func (a *Authority) issue(c *Client, subject, sid, refreshToken string, ttl time.Duration, expires int64) (Tokens, error) {
-	token, err := a.Issuer.Issue(IssueRequest{Subject: subject, Channels: c.Channels, ClientID: c.ID, Family: sid, expiresAt: expires})
+	token, err := a.Issuer.Issue(IssueRequest{Subject: subject, Channels: c.Channels, ClientID: c.ID, ClientRevision: c.Revision, Family: sid, expiresAt: expires})
 	if err != nil {
 		return Tokens{}, err
 	}
@@ -231,13 +240,8 @@ func checkSubject(c *Client, subject string) error {
 	if !c.AnyUser {
 		return ErrSubject
 	}
-	if subject == "" || len(subject) > maxSubject || !utf8.ValidString(subject) {
+	if !printableName(subject) {
 		return ErrBadSubject
-	}
-	for _, r := range subject {
-		if !unicode.IsPrint(r) {
-			return ErrBadSubject
-		}
 	}
 	return nil
 }
@@ -247,8 +251,8 @@ func checkSubject(c *Client, subject string) error {
 // expired or revoked is no error. It fails with ErrForeignToken, ErrStoreFull,
 // ErrKeysUnavailable or the disk's error. Waits for the disk.
 func (a *Authority) Revoke(c *Client, token string) error {
-	if k, _, ok := readRefreshToken(token); ok {
-		_, err := a.Store.revoke(k, c.ID)
+	if _, ok := ReadRefreshToken(token); ok {
+		_, err := a.Store.RevokeToken(token, c.ID)
 		return err
 	}
 	claims, err := a.Verifier.Connect(token)
@@ -266,7 +270,7 @@ func (a *Authority) Revoke(c *Client, token string) error {
 	if until == 0 {
 		until = math.MaxInt64
 	}
-	return a.Store.RevokeID(claims.ID, until)
+	return a.Store.RevokeID(c.ID, claims.ID, until)
 }
 
 // Introspection is what RFC 7662 section 2.2 tells of a token. Where Active is
@@ -284,12 +288,13 @@ type Introspection struct {
 }
 
 // Introspect tells what an access token, or a refresh token of c itself, is
-// worth. It fails with ErrKeysUnavailable alone.
+// worth. It fails with ErrKeysUnavailable, or where the store can't be asked.
 func (a *Authority) Introspect(c *Client, token string) (Introspection, error) {
-	if f, ok := a.Store.Lookup(token); ok {
-		if f.Client != c.ID {
-			return Introspection{}, nil
-		}
+	f, ok, err := a.Store.Lookup(token, c.ID)
+	if err != nil {
+		return Introspection{}, err
+	}
+	if ok {
 		return Introspection{Active: true, TokenType: "refresh_token", ClientID: f.Client, Subject: f.Subject,
 			ExpiresAt: f.ExpiresAt, Issuer: a.opts.Issuer, Audience: a.opts.Audience}, nil
 	}

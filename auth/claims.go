@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/base64"
+	"strconv"
 	"time"
 )
 
@@ -19,6 +20,8 @@ type Claims struct {
 	// ClientID is the client (device or backend) that the token was issued to, for
 	// tokens from the token endpoint.
 	ClientID string
+	// ClientRevision is of that client's record in the registry; 0: it had none.
+	ClientRevision uint64
 	// ExpiresAt is when a session that connects with the token ends, in seconds
 	// since 1970; 0: never. It is expire_at where that is given, else exp.
 	ExpiresAt int64
@@ -73,7 +76,7 @@ type SubscriptionClaims struct {
 type fields struct {
 	sub, jti, sid, iss, aud, client, clientID  []byte
 	info, b64info, meta, channels, subs, topic []byte
-	override                                   []byte
+	override, clientRev                        []byte
 	exp, iat, nbf, expireAt                    date
 }
 
@@ -135,6 +138,8 @@ func (f *fields) set(name, value []byte) error {
 		dst = &f.client
 	case "client_id":
 		dst = &f.clientID
+	case "client_rev":
+		dst, kind = &f.clientRev, 0
 	case "channel":
 		dst = &f.topic
 	case "b64info":
@@ -249,6 +254,11 @@ func (f *fields) connect() (*Claims, error) {
 		IssuedAt:       f.iat.at,
 		Info:           infoOf(f.info, f.b64info, &err),
 		Meta:           bytes.Clone(f.meta),
+	}
+	if err == nil && f.clientRev != nil {
+		if c.ClientRevision, err = strconv.ParseUint(string(f.clientRev), 10, 64); err != nil {
+			err = errClaimType
+		}
 	}
 	if err != nil {
 		return nil, err

@@ -17,6 +17,9 @@ import (
 var (
 	// ErrClientUnknown: no such client, or not its secret: which, is not told.
 	ErrClientUnknown = errors.New("auth: unknown client or wrong secret")
+	// ErrClientDisabled is an ErrClientUnknown, by errors.Is. Only who has the right
+	// secret is told.
+	ErrClientDisabled = fmt.Errorf("%w: disabled", ErrClientUnknown)
 	// ErrBusy: too many secrets wait to be verified.
 	ErrBusy = errors.New("auth: too many verifications at once")
 )
@@ -44,23 +47,30 @@ const (
 	hashWaiters     = 256
 )
 
-// Client is a configured client. It never changes.
+// Client is a client of the configuration, or of a registry as its record was when
+// it was asked. It never changes.
 type Client struct {
 	ClientOptions
-	hash *secretHash
+	// Revision is of its record, and goes into its tokens; Floor ends those of older
+	// ones. 0: it is configured.
+	Revision uint64
+	Floor    uint64
+	disabled bool
+	hash     *secretHash
 }
 
-// Clients verify the secrets of the configured clients. Safe from any
-// goroutine; Authenticate may take as long as a password hash, so not on a
-// loop.
+// Clients verify the secrets of the clients: those that are configured, then those
+// of the registry, where there is one. Safe from any goroutine; Authenticate may
+// take as long as a password hash, so not on a loop.
 type Clients struct {
-	byID map[string]*Client
-	list []*Client
-	none *secretHash   // what an unknown id costs where no client is configured
-	seed []byte        // of the process: names cache entries and picks dummy hashes
-	slot chan struct{} // hash computations under way
-	wait chan struct{} // and those that wait for one
-	now  func() time.Time
+	byID     map[string]*Client
+	list     []*Client
+	registry Registry      // nil: none
+	decoys   []*secretHash // one of them is what an unknown id costs
+	seed     []byte        // of the process: names cache entries and picks dummy hashes
+	slot     chan struct{} // hash computations under way
+	wait     chan struct{} // and those that wait for one
+	now      func() time.Time
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]right
@@ -68,22 +78,21 @@ type Clients struct {
 
 // right is a secret that was found right.
 type right struct {
-	id    string
+	hash  string // as it stood in secret_hash
 	until time.Time
 }
 
 // NewClients checks the configuration; the error names the client by its place
-// in the list.
-func NewClients(list []ClientOptions) (*Clients, error) {
+// in the list. registry may be nil.
+func NewClients(list []ClientOptions, registry Registry) (*Clients, error) {
 	c := &Clients{
-		byID:  make(map[string]*Client, len(list)),
-		seed:  make([]byte, 32),
-		slot:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
-		wait:  make(chan struct{}, hashWaiters),
-		now:   time.Now,
-		known: make(map[[sha256.Size]byte]right),
-		none: &secretHash{memory: argonMemory, time: argonTime, threads: argonThreads,
-			salt: make([]byte, argonSalt), sum: make([]byte, argonHash)},
+		byID:     make(map[string]*Client, len(list)),
+		registry: registry,
+		seed:     make([]byte, 32),
+		slot:     make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
+		wait:     make(chan struct{}, hashWaiters),
+		now:      time.Now,
+		known:    make(map[[sha256.Size]byte]right),
 	}
 	rand.Read(c.seed)
 	for i, o := range list {
@@ -103,8 +112,36 @@ func NewClients(list []ClientOptions) (*Clients, error) {
 		cl := &Client{ClientOptions: o, hash: hash}
 		c.byID[o.ID] = cl
 		c.list = append(c.list, cl)
+		c.decoys = append(c.decoys, hash)
+	}
+	// A registry holds secrets of both kinds: who measures an id that is not there
+	// sees one or the other.
+	if registry != nil {
+		c.decoys = append(c.decoys, decoyHash(madeCost))
+	}
+	if registry != nil || len(list) == 0 {
+		c.decoys = append(c.decoys, decoyHash(givenCost))
 	}
 	return c, nil
+}
+
+// find returns the client of that id; nil where there is none. The errors are
+// those of the registry.
+func (c *Clients) find(ctx context.Context, id string) (*Client, error) {
+	if cl := c.byID[id]; cl != nil || c.registry == nil {
+		return cl, nil
+	}
+	if !registryID.MatchString(id) {
+		return nil, nil
+	}
+	r, err := c.registry.Get(ctx, id)
+	if errors.Is(err, ErrClientUnknown) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.client()
 }
 
 // key names a pair of id and secret in the cache, and in nothing else: without
@@ -121,27 +158,35 @@ func (c *Clients) key(id, secret string) (sum [sha256.Size]byte) {
 }
 
 // Known returns the client whose secret was found right within the last minutes:
-// it takes microseconds, where Authenticate takes a password hash. nil says
-// nothing about the secret.
-func (c *Clients) Known(id, secret string) *Client {
+// it takes no password hash. nil says nothing about the secret. It fails with
+// ErrClientDisabled and with the errors of the registry.
+func (c *Clients) Known(ctx context.Context, id, secret string) (*Client, error) {
 	k := c.key(id, secret)
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if r, ok := c.known[k]; ok && c.now().Before(r.until) {
-		return c.byID[id]
+	r, ok := c.known[k]
+	c.mu.Unlock()
+	if !ok || !c.now().Before(r.until) {
+		return nil, nil
 	}
-	return nil
+	cl, err := c.find(ctx, id)
+	if cl == nil || cl.SecretHash != r.hash {
+		return nil, err
+	}
+	if cl.disabled {
+		return nil, ErrClientDisabled
+	}
+	return cl, nil
 }
 
 // Authenticate returns the client whose id and secret these are. An unknown id
-// takes as long as a wrong secret. It fails with ErrClientUnknown, ErrBusy, or
-// the error of ctx.
+// takes as long as a wrong secret. It fails with ErrClientUnknown, ErrBusy, the
+// error of ctx, or those of the registry.
 func (c *Clients) Authenticate(ctx context.Context, id, secret string) (*Client, error) {
 	if len(secret) > maxSecret || len(id) > maxSecret {
 		return nil, ErrClientUnknown
 	}
-	if cl := c.Known(id, secret); cl != nil {
-		return cl, nil
+	if cl, err := c.Known(ctx, id, secret); cl != nil || err != nil {
+		return cl, err
 	}
 	select {
 	case c.wait <- struct{}{}:
@@ -149,33 +194,36 @@ func (c *Clients) Authenticate(ctx context.Context, id, secret string) (*Client,
 	default:
 		return nil, ErrBusy
 	}
+	// Asked before the place for a hash is taken: a registry that does not answer
+	// must not keep the others from theirs.
+	cl, err := c.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	select {
 	case c.slot <- struct{}{}:
 		defer func() { <-c.slot }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	k := c.key(id, secret)
-	cl := c.byID[id]
 	if cl == nil {
 		// A client's own hash, so that the time tells nothing; the same one whenever
 		// this pair is asked for.
-		h := c.none
-		if len(c.list) > 0 {
-			pick := c.key(id, "")
-			h = c.list[binary.LittleEndian.Uint64(pick[:8])%uint64(len(c.list))].hash
-		}
-		h.matches(secret)
+		pick := c.key(id, "")
+		c.decoys[binary.LittleEndian.Uint64(pick[:8])%uint64(len(c.decoys))].matches(secret)
 		return nil, ErrClientUnknown
 	}
 	if !cl.hash.matches(secret) {
 		return nil, ErrClientUnknown
 	}
-	c.remember(k, id)
+	c.remember(c.key(id, secret), cl.SecretHash)
+	if cl.disabled {
+		return nil, ErrClientDisabled
+	}
 	return cl, nil
 }
 
-func (c *Clients) remember(k [sha256.Size]byte, id string) {
+func (c *Clients) remember(k [sha256.Size]byte, hash string) {
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -192,5 +240,5 @@ func (c *Clients) remember(k [sha256.Size]byte, id string) {
 			delete(c.known, old)
 		}
 	}
-	c.known[k] = right{id, now.Add(secretCacheTTL)}
+	c.known[k] = right{hash, now.Add(secretCacheTTL)}
 }

@@ -47,6 +47,9 @@ type IssueRequest struct {
 	// family; both may be empty.
 	ClientID string
 	Family   string
+	// ClientRevision is of the client's record, where it has one: what it got is
+	// revoked by that.
+	ClientRevision uint64
 	// ID is the jti; empty: 128 random bits.
 	ID string
 	// expiresAt, where set, is exp: what the store was told before it took its time
@@ -74,6 +77,7 @@ type wireClaims struct {
 	JTI           string          `json:"jti"`
 	SID           string          `json:"sid,omitempty"`
 	ClientID      string          `json:"client_id,omitempty"`
+	ClientRev     uint64          `json:"client_rev,omitempty"`
 	Channel       string          `json:"channel,omitempty"`
 	Channels      []string        `json:"channels,omitempty"`
 	Info          json.RawMessage `json:"info,omitempty"`
@@ -96,7 +100,7 @@ func NewIssuer(opts IssuerOptions) *Issuer {
 // ErrIssueRequest.
 func (i *Issuer) Issue(r IssueRequest) (string, error) {
 	c := i.claims(r.Subject, r.ID, r.TTL)
-	c.SID, c.ClientID = r.Family, r.ClientID
+	c.SID, c.ClientID, c.ClientRev = r.Family, r.ClientID, r.ClientRevision
 	if r.expiresAt != 0 {
 		c.Exp = r.expiresAt
 	}

@@ -31,12 +31,12 @@ func rotateForever(dir string) {
 	for g := range 8 {
 		wg.Go(func() {
 			client := "client-" + strconv.Itoa(g)
-			token, info, err := s.NewFamily(client, "user", far, far)
+			token, info, err := s.NewFamily(Family{Client: client, Subject: "user", Expires: far, Access: far})
 			for n := 0; err == nil; n++ {
 				say("family %s %d %s", client, info.Generation, token)
 				if n%5 == 4 {
 					id := fmt.Sprintf("%s-%d", client, n)
-					if err = s.RevokeID(id, far); err == nil {
+					if err = s.RevokeID(client, id, far); err == nil {
 						say("revoked %s", id)
 					}
 				}
@@ -94,9 +94,9 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		for client, a := range last {
-			k, _, _ := readRefreshToken(a.token)
+			shown, _ := ReadRefreshToken(a.token)
 			s.mu.Lock()
-			f := s.families[k]
+			f := s.families[shown.key()]
 			s.mu.Unlock()
 			if f == nil {
 				t.Fatalf("round %d: family of %s is lost", round, client)
@@ -105,7 +105,7 @@ func TestKill(t *testing.T) {
 				t.Fatalf("round %d: %s at generation %d, acknowledged %d", round, client, f.generation, a.generation)
 			}
 			if f.generation == a.generation {
-				if _, ok := s.Lookup(a.token); !ok {
+				if _, ok, _ := s.Lookup(a.token, client); !ok {
 					t.Fatalf("round %d: acknowledged token of %s is not good", round, client)
 				}
 				if _, _, err := s.Rotate(a.token, client, far, far, nil); err != nil {

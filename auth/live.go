@@ -2,6 +2,7 @@ package auth
 
 import (
 	"errors"
+	"maps"
 	"sync"
 	"sync/atomic"
 )
@@ -34,6 +35,12 @@ func (l *Live) Load() *Authority { return l.current.Load() }
 
 // Connect is Verifier.Connect.
 func (l *Live) Connect(token string) (*Claims, error) { return l.Load().Verifier.Connect(token) }
+
+// Revoked reports whether what a token says is revoked now. It allocates nothing.
+func (l *Live) Revoked(c *Claims) bool {
+	s := l.Load().Store
+	return s.Revoked(c.ID, c.Family) || s.ClientRevoked(c.ClientID, c.ClientRevision)
+}
 
 // Subscription is Verifier.Subscription.
 func (l *Live) Subscription(token string) (*SubscriptionClaims, error) {
@@ -87,8 +94,9 @@ func (a *Authority) with(o Options) (*Authority, error) {
 	if o.DataDir != a.opts.DataDir {
 		return nil, errDataDir
 	}
+	o.Store, o.Registry = a.opts.Store, a.opts.Registry
 	o = o.withDefaults()
-	clients, err := NewClients(o.Clients)
+	clients, err := NewClients(o.Clients, o.Registry)
 	if err != nil {
 		return nil, err
 	}
@@ -111,14 +119,11 @@ func (ks *KeySet) closeUnless(other *KeySet) {
 	}
 }
 
-// inherit takes over the right secrets of clients whose secret is the same.
+// inherit takes over the right secrets. One that has changed since is none: Known
+// compares the hashes.
 func (c *Clients) inherit(old *Clients) {
 	c.seed = old.seed
 	old.mu.Lock()
 	defer old.mu.Unlock()
-	for k, r := range old.known {
-		if cl := c.byID[r.id]; cl != nil && cl.SecretHash == old.byID[r.id].SecretHash {
-			c.known[k] = r
-		}
-	}
+	maps.Copy(c.known, old.known)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -138,6 +139,19 @@ func lockDir(dir string) (*os.File, error) {
 			return nil, ErrLocked
 		}
 		return nil, err
+	}
+	return f, nil
+}
+
+// LockDir makes dir, with mode 0700, and takes it for this process (ErrLocked where
+// another has it). The closer gives it back.
+func LockDir(dir string) (io.Closer, error) {
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	f, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("auth: lock data directory: %w", err)
 	}
 	return f, nil
 }

@@ -25,6 +25,9 @@ import (
 // or was used before (then its family is revoked now).
 var ErrGrant = errors.New("auth: refresh token is not good")
 
+// ErrReused is an ErrGrant, by errors.Is: the token was used before.
+var ErrReused = fmt.Errorf("%w: used before", ErrGrant)
+
 const (
 	handleSize       = 16
 	tokenSize        = handleSize + 32
@@ -35,7 +38,92 @@ type familyKey [16]byte
 
 func (k familyKey) sid() string { return base64.RawURLEncoding.EncodeToString(k[:]) }
 
-// family is a chain of refresh tokens, each made from the one before.
+// RefreshToken is a refresh token taken apart.
+type RefreshToken struct {
+	Text string
+	Hash [sha256.Size]byte // of all of it
+	raw  [tokenSize]byte
+}
+
+// NewRefreshToken makes the first token of a new family.
+func NewRefreshToken() RefreshToken { return makeToken(nil) }
+
+// Next makes another token of the same family.
+func (t *RefreshToken) Next() RefreshToken { return makeToken(t.raw[:handleSize]) }
+
+func makeToken(handle []byte) (t RefreshToken) {
+	rand.Read(t.raw[:])
+	copy(t.raw[:], handle)
+	t.Text, t.Hash = base64.RawURLEncoding.EncodeToString(t.raw[:]), sha256.Sum256(t.raw[:])
+	return t
+}
+
+// ReadRefreshToken takes a token apart; ok is false where it cannot be one.
+func ReadRefreshToken(token string) (t RefreshToken, ok bool) {
+	if len(token) != refreshTokenSize {
+		return t, false
+	}
+	if n, err := rawURL.Decode(t.raw[:], []byte(token)); err != nil || n != tokenSize {
+		return t, false
+	}
+	t.Text, t.Hash = token, sha256.Sum256(t.raw[:])
+	return t, true
+}
+
+func (t *RefreshToken) key() (k familyKey) {
+	sum := sha256.Sum256(append([]byte("perch refresh family\x00"), t.raw[:handleSize]...))
+	copy(k[:], sum[:])
+	return k
+}
+
+// Family is the sid of the token's family.
+func (t *RefreshToken) Family() string { return t.key().sid() }
+
+// Family is what is kept of a chain of refresh tokens, each made from the one
+// before, wherever it is kept.
+type Family struct {
+	Client     string
+	Subject    string
+	Revision   uint64            // of the client's record when it began; 0: the client is configured
+	Hash       [sha256.Size]byte // of the token that is good now
+	Generation uint64            // rotations so far
+	Expires    int64             // of that token
+	Access     int64             // when the last access token issued with it expires
+}
+
+// Rotate is the family after shown was exchanged for next, by the client, at a
+// time in seconds since 1970. It fails with ErrGrant, ErrReused (then the family
+// has to end) and check's error; nil: nothing more is checked.
+func (f Family) Rotate(shown, next *RefreshToken, client string, now, expires, access int64, check func(FamilyInfo) error) (Family, error) {
+	if f.Client != client || f.Expires <= now {
+		return f, ErrGrant
+	}
+	if !f.Shows(shown) {
+		return f, ErrReused
+	}
+	if check != nil {
+		if err := check(f.Info(shown.Family())); err != nil {
+			return f, err
+		}
+	}
+	f.Hash, f.Expires, f.Access = next.Hash, expires, max(f.Access, access)
+	f.Generation++
+	return f, nil
+}
+
+// Shows reports whether t is the family's token that is good now, but for its
+// time.
+func (f *Family) Shows(t *RefreshToken) bool {
+	return subtle.ConstantTimeCompare(f.Hash[:], t.Hash[:]) == 1
+}
+
+// Info is what others are told of the family of that sid.
+func (f *Family) Info(sid string) FamilyInfo {
+	return FamilyInfo{Family: sid, Client: f.Client, Subject: f.Subject, Revision: f.Revision,
+		ExpiresAt: f.Expires, Generation: f.Generation}
+}
+
+// family is a Family in the memory of a Store.
 type family struct {
 	key        familyKey
 	owner      *owner
@@ -60,13 +148,23 @@ type FamilyInfo struct {
 	Family     string // sid
 	Client     string
 	Subject    string
+	Revision   uint64 // of the client's record when it began
 	ExpiresAt  int64
 	Generation uint64
 }
 
+func (f *family) state() Family {
+	return Family{Client: f.owner.client, Subject: f.subject, Hash: f.hash, Generation: f.generation,
+		Expires: f.expires, Access: f.access}
+}
+
+func (f *family) set(to *Family) {
+	f.hash, f.generation, f.expires, f.access = to.Hash, to.Generation, to.Expires, to.Access
+}
+
 func (f *family) info() FamilyInfo {
-	return FamilyInfo{Family: f.key.sid(), Client: f.owner.client, Subject: f.subject,
-		ExpiresAt: f.expires, Generation: f.generation}
+	state := f.state()
+	return state.Info(f.key.sid())
 }
 
 func (f *family) record() *encoder {
@@ -74,55 +172,24 @@ func (f *family) record() *encoder {
 		bytes(f.hash[:]).number(f.generation).time(f.expires).time(f.access)
 }
 
-func keyOf(handle []byte) (k familyKey) {
-	sum := sha256.Sum256(append([]byte("perch refresh family\x00"), handle...))
-	copy(k[:], sum[:])
-	return k
-}
-
-// readRefreshToken takes a token apart; ok is false where it cannot be one.
-func readRefreshToken(token string) (k familyKey, hash [sha256.Size]byte, ok bool) {
-	if len(token) != refreshTokenSize {
-		return k, hash, false
-	}
-	var raw [tokenSize]byte
-	if n, err := rawURL.Decode(raw[:], []byte(token)); err != nil || n != tokenSize {
-		return k, hash, false
-	}
-	return keyOf(raw[:handleSize]), sha256.Sum256(raw[:]), true
-}
-
-// nextRefreshToken makes a token of the family whose handle this is.
-func nextRefreshToken(handle []byte) (token string, hash [sha256.Size]byte) {
-	var raw [tokenSize]byte
-	copy(raw[:], handle)
-	rand.Read(raw[handleSize:])
-	return base64.RawURLEncoding.EncodeToString(raw[:]), sha256.Sum256(raw[:])
-}
-
-// NewFamily begins a family and returns its first token. expires and access are
-// when that token and the access token that goes with it expire, in seconds
-// since 1970. Over the bound of the client's families, the one that was used the
-// longest ago is forgotten: its access token lives out its time, its refresh
-// token is not good any more.
-func (s *Store) NewFamily(client, subject string, expires, access int64) (token string, info FamilyInfo, err error) {
+// NewFamily implements TokenStore. The revision of a record is not kept: there is
+// no registry beside a log.
+func (s *Store) NewFamily(n Family) (token string, info FamilyInfo, err error) {
 	if err := s.writable(); err != nil {
 		return "", info, err
 	}
-	var handle [handleSize]byte
-	rand.Read(handle[:])
-	token, hash := nextRefreshToken(handle[:])
+	first := NewRefreshToken()
 	now := s.opts.Now().Unix()
 	err = s.write(func() []byte {
 		out := s.pending
-		o := s.ownerLocked(client)
+		o := s.ownerLocked(n.Client)
 		for o.oldest != nil && (o.count >= s.opts.FamiliesPerClient || o.oldest.expires <= now) {
 			oldest := o.oldest
 			out = record(recordDropped).bytes(oldest.key[:]).appendTo(out)
 			delete(s.families, oldest.key)
 			s.unlinkLocked(oldest) // the owner stays, also with none for a moment
 		}
-		f := &family{key: keyOf(handle[:]), owner: o, subject: subject, hash: hash, expires: expires, access: access}
+		f := &family{key: first.key(), owner: o, subject: n.Subject, hash: first.Hash, expires: n.Expires, access: n.Access}
 		s.insertLocked(f)
 		info = f.info()
 		return f.record().appendTo(out)
@@ -130,56 +197,48 @@ func (s *Store) NewFamily(client, subject string, expires, access int64) (token 
 	if err != nil {
 		return "", FamilyInfo{}, err
 	}
-	return token, info, nil
+	return first.Text, info, nil
 }
 
-// Rotate takes token in exchange for the next of its family, whose expiry and
-// whose access token's is given. check, where set, may refuse a good token
-// before it is used up. A token that was rotated before revokes its family. It
-// fails with ErrGrant, check's error, ErrStoreClosed or the disk's error.
+// Rotate implements TokenStore.
 func (s *Store) Rotate(token, client string, expires, access int64, check func(FamilyInfo) error) (next string, info FamilyInfo, err error) {
-	k, hash, ok := readRefreshToken(token)
+	shown, ok := ReadRefreshToken(token)
 	if !ok {
 		return "", FamilyInfo{}, ErrGrant
 	}
 	if err := s.writable(); err != nil {
 		return "", info, err
 	}
-	handle, _ := base64.RawURLEncoding.DecodeString(token[:refreshTokenSize])
-	next, nextHash := nextRefreshToken(handle[:handleSize])
+	k, following := shown.key(), shown.Next()
 	now := s.opts.Now().Unix()
 	var refused error
 	var reused *Revocation
 	var undo func()
 	err = s.write(func() []byte {
 		f := s.families[k]
-		if f == nil || f.owner.client != client || f.expires <= now {
+		if f == nil {
 			refused = ErrGrant
 			return s.pending
 		}
-		if subtle.ConstantTimeCompare(f.hash[:], hash[:]) != 1 {
-			refused = fmt.Errorf("%w: used before", ErrGrant)
+		before := f.state()
+		var after Family
+		if after, refused = before.Rotate(&shown, &following, client, now, expires, access, check); refused != nil {
+			if !errors.Is(refused, ErrReused) {
+				return s.pending
+			}
 			r := s.revokeLocked(f, now)
 			reused = &r
 			return record(recordRevoke).bytes(k[:]).time(r.Until).appendTo(s.pending)
 		}
-		if check != nil {
-			if refused = check(f.info()); refused != nil {
-				return s.pending
-			}
-		}
-		before := *f
-		undo = func() { s.unrotate(f, &before, nextHash) }
-		f.hash, f.expires, f.access = nextHash, expires, max(f.access, access)
-		f.generation++
+		undo = func() { s.unrotate(f, &before, following.Hash) }
+		f.set(&after)
 		s.touchLocked(f)
 		info = f.info()
-		return record(recordRotate).bytes(k[:]).bytes(f.hash[:]).number(f.generation).
-			time(f.expires).time(f.access).appendTo(s.pending)
+		return f.rotation().appendTo(s.pending)
 	})
 	if reused != nil {
-		s.log.Warn("refresh token used twice, family revoked", "client", client)
-		s.tell(*reused)
+		s.log.Warn(ReuseMessage, "client", client)
+		s.Tell(*reused)
 	}
 	if err != nil && undo != nil {
 		undo()
@@ -190,76 +249,66 @@ func (s *Store) Rotate(token, client string, expires, access int64, check func(F
 	if err != nil {
 		return "", FamilyInfo{}, err
 	}
-	return next, info, nil
+	return following.Text, info, nil
+}
+
+// ReuseMessage is the line of the log when a refresh token comes a second time.
+const ReuseMessage = "refresh token used twice, family revoked"
+
+func (f *family) rotation() *encoder {
+	return record(recordRotate).bytes(f.key[:]).bytes(f.hash[:]).number(f.generation).time(f.expires).time(f.access)
 }
 
 // unrotate takes a rotation back that is not on disk: the client comes again
 // with the token that it has, and that must not look like one used twice. A
 // later write may have brought the rotation to the disk after all, with all of
 // the state, so the old state is written behind it.
-func (s *Store) unrotate(f, before *family, hash [sha256.Size]byte) {
+func (s *Store) unrotate(f *family, before *Family, hash [sha256.Size]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.families[f.key] != f || f.hash != hash {
 		return // revoked meanwhile
 	}
-	f.hash, f.generation, f.expires, f.access = before.hash, before.generation, before.expires, before.access
+	f.set(before)
 	if s.closed {
 		return
 	}
-	s.pending = record(recordRotate).bytes(f.key[:]).bytes(f.hash[:]).number(f.generation).
-		time(f.expires).time(f.access).appendTo(s.pending)
+	s.pending = f.rotation().appendTo(s.pending)
 }
 
-// Lookup returns what is known of a refresh token; ok is false where it is not
-// good. It does not use it up.
-func (s *Store) Lookup(token string) (info FamilyInfo, ok bool) {
-	k, hash, ok := readRefreshToken(token)
+// Lookup implements TokenStore; its error is nil.
+func (s *Store) Lookup(token, client string) (info FamilyInfo, ok bool, err error) {
+	t, ok := ReadRefreshToken(token)
 	if !ok {
-		return info, false
+		return info, false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.families[k]
-	if f == nil || f.expires <= s.opts.Now().Unix() || subtle.ConstantTimeCompare(f.hash[:], hash[:]) != 1 {
-		return info, false
+	f := s.families[t.key()]
+	if f == nil || f.owner.client != client || f.expires <= s.opts.Now().Unix() {
+		return info, false, nil
 	}
-	return f.info(), true
+	if state := f.state(); !state.Shows(&t) {
+		return info, false, nil
+	}
+	return f.info(), true, nil
 }
 
-// RevokeToken revokes the family of a refresh token of client, with everything
-// issued with it; also where the token is one that was rotated: who holds it
-// wants the family ended. found is false where there is no such family.
+// RevokeToken implements TokenStore. It fails with ErrStoreFull.
 func (s *Store) RevokeToken(token, client string) (found bool, err error) {
-	k, _, ok := readRefreshToken(token)
+	t, ok := ReadRefreshToken(token)
 	if !ok {
 		return false, nil
 	}
-	return s.revoke(k, client)
-}
-
-// RevokeFamily revokes the family that an access token names by its sid. A sid
-// that is not a family's does nothing.
-func (s *Store) RevokeFamily(sid string) error {
-	var k familyKey
-	raw, err := rawURL.DecodeString(sid)
-	if err != nil || copy(k[:], raw) != len(k) || len(raw) != len(k) {
-		return nil
-	}
-	_, err = s.revoke(k, "")
-	return err
-}
-
-// revoke ends a family; client, where set, must be its own.
-func (s *Store) revoke(k familyKey, client string) (found bool, err error) {
-	if s.full() {
+	if s.Full() {
 		return false, ErrStoreFull
 	}
+	k := t.key()
 	now := s.opts.Now().Unix()
 	var r Revocation
 	err = s.write(func() []byte {
 		f := s.families[k]
-		if f == nil || client != "" && f.owner.client != client {
+		if f == nil || f.owner.client != client {
 			return s.pending
 		}
 		found = true
@@ -267,7 +316,7 @@ func (s *Store) revoke(k familyKey, client string) (found bool, err error) {
 		return record(recordRevoke).bytes(k[:]).time(r.Until).appendTo(s.pending)
 	})
 	if found {
-		s.tell(r)
+		s.Tell(r)
 	}
 	return found, err
 }
@@ -278,17 +327,21 @@ func (s *Store) revoke(k familyKey, client string) (found bool, err error) {
 // is gone all the same, and the listeners still end its sessions.
 func (s *Store) revokeLocked(f *family, now int64) Revocation {
 	s.removeLocked(f)
-	r := Revocation{Family: f.key.sid(), Until: f.access}
+	r := Revocation{Family: f.key.sid(), Client: f.owner.client, Until: f.access}
 	switch {
 	case r.Until <= now:
-	case s.full():
-		s.log.Error("no room for a revocation, access tokens of a revoked family live on")
+	case s.Full():
+		s.log.Error(FullMessage)
 		r.Until = now
 	default:
-		s.setRevoked(s.revoked, r.Family, r.Until)
+		s.Add(r)
 	}
 	return r
 }
+
+// FullMessage is the line of the log when a family that ends finds no room among
+// the revocations.
+const FullMessage = "no room for a revocation, access tokens of a revoked family live on"
 
 func (s *Store) ownerLocked(client string) *owner {
 	o := s.owners[client]
@@ -386,19 +439,19 @@ func (s *Store) apply(payload []byte) error {
 		if f := s.families[k]; f != nil {
 			s.removeLocked(f)
 		}
-		s.setRevoked(s.revoked, k.sid(), until)
+		s.Add(Revocation{Family: k.sid(), Until: until})
 	case recordToken:
 		jti, until := d.string(), d.time()
 		if !d.done() {
 			return errRecord
 		}
-		s.setRevoked(s.tokens, jti, until)
+		s.Add(Revocation{ID: jti, Until: until})
 	case recordSID:
 		sid, until := d.string(), d.time()
 		if !d.done() {
 			return errRecord
 		}
-		s.setRevoked(s.revoked, sid, until)
+		s.Add(Revocation{Family: sid, Until: until})
 	case recordDropped:
 		d.fill(k[:])
 		if !d.done() {

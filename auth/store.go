@@ -11,13 +11,52 @@ import (
 	"time"
 )
 
+// TokenStore is where refresh-token families and revocations stand: in a log of
+// this process (Store), or with other nodes in a cluster. A method that changes
+// something returns once the change is kept, and belongs on no loop; the errors
+// are ErrStoreWrite, ErrStoreClosed and what the methods name. Safe from any
+// goroutine.
+type TokenStore interface {
+	// NewFamily begins a family of f.Client and returns its first token. f.Expires
+	// and f.Access are when that token and the access token that goes with it
+	// expire. Over the bound of the client's families, the one that was used the
+	// longest ago is forgotten: its access token lives out its time, its refresh
+	// token is not good any more.
+	NewFamily(f Family) (token string, info FamilyInfo, err error)
+	// Rotate takes token in exchange for the next of its family, whose expiry and
+	// whose access token's is given. check, where set, may refuse a good token
+	// before it is used up. A token that was rotated before revokes its family. It
+	// fails with ErrGrant or check's error.
+	Rotate(token, client string, expires, access int64, check func(FamilyInfo) error) (next string, info FamilyInfo, err error)
+	// Lookup returns what is known of a refresh token of client; ok is false where
+	// it is not good. It does not use it up.
+	Lookup(token, client string) (info FamilyInfo, ok bool, err error)
+	// RevokeToken revokes the family of a refresh token of client, with everything
+	// issued with it; also where the token is one that was rotated: who holds it
+	// wants the family ended. found is false where there is no such family.
+	RevokeToken(token, client string) (found bool, err error)
+	// RevokeID revokes the token jti of client until then, its expiry in seconds
+	// since 1970. It fails with ErrStoreFull.
+	RevokeID(client, jti string, until int64) error
+
+	// Those of Revocations.
+	Revoked(jti, family string) bool
+	ClientRevoked(client string, revision uint64) bool
+	OnRevoke(f func(Revocation))
+	Count() int
+
+	// Failures tells how many writes have failed, and whether the last one did.
+	Failures() (n uint64, failing bool)
+	Close() error
+}
+
 var (
 	// ErrStoreFull: as many revocations as are kept are in force.
 	ErrStoreFull = errors.New("auth: too many revocations")
 	// ErrStoreClosed: the store was closed.
 	ErrStoreClosed = errors.New("auth: store closed")
-	// ErrStoreWrite: the change is not on disk, which may be full. It can be tried
-	// again.
+	// ErrStoreWrite: the change is not kept: the disk may be full, or what keeps it
+	// can't be reached. It can be tried again.
 	ErrStoreWrite = errors.New("auth: store not written")
 	errNotWritten = errors.New("an earlier write failed")
 )
@@ -44,19 +83,12 @@ type StoreOptions struct {
 	Now func() time.Time
 }
 
-// Revocation names what holds no longer: a refresh-token family with
-// everything issued with it, or one token.
-type Revocation struct {
-	Family string // sid; empty: ID names a token
-	ID     string // jti
-	Until  int64  // seconds since 1970; by then all that it concerns has expired
-}
-
 // Store keeps refresh-token families and revocations in memory and in the log.
 // A method that changes something returns once the change is on disk; changes
 // that come at once share one sync. Safe from any goroutine, but those methods
 // wait for the disk; Revoked does not.
 type Store struct {
+	*Revocations
 	opts StoreOptions
 	path string
 	lock *os.File
@@ -75,16 +107,6 @@ type Store struct {
 	// failing: the last write failed. failures counts those that did.
 	failing  atomic.Bool
 	failures atomic.Uint64
-
-	// The revocations have a lock of their own: a connect asks for them, and must
-	// not wait for a compaction.
-	revMu   sync.RWMutex
-	tokens  map[string]int64
-	revoked map[string]int64
-	count   atomic.Int64
-
-	listenMu  sync.Mutex
-	listeners []func(Revocation)
 
 	// The committer's.
 	file *os.File
@@ -115,16 +137,12 @@ func OpenStore(opts StoreOptions) (*Store, error) {
 	if opts.FamiliesPerClient <= 0 {
 		opts.FamiliesPerClient = familiesPerClient
 	}
-	if opts.MaxRevocations <= 0 {
-		opts.MaxRevocations = maxRevocations
-	}
 	s := &Store{
-		opts: opts, log: opts.Logger,
+		Revocations: NewRevocations(opts.MaxRevocations, opts.Now),
+		opts:        opts, log: opts.Logger,
 		path:     filepath.Join(opts.Dir, logFile),
 		families: make(map[familyKey]*family),
 		owners:   make(map[string]*owner),
-		tokens:   make(map[string]int64),
-		revoked:  make(map[string]int64),
 		batch:    newBatch(),
 		wake:     make(chan struct{}, 1),
 		stop:     make(chan struct{}),
@@ -179,64 +197,25 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.lock.Close())
 }
 
-// Failures tells how many writes have failed, and whether the last one did.
-// Safe from any goroutine.
+// Failures implements TokenStore.
 func (s *Store) Failures() (n uint64, failing bool) { return s.failures.Load(), s.failing.Load() }
 
-// OnRevoke has f called with each revocation, once it is on disk, on the
-// goroutine that asked for it. f must not block for long.
-func (s *Store) OnRevoke(f func(Revocation)) {
-	s.listenMu.Lock()
-	defer s.listenMu.Unlock()
-	s.listeners = append(s.listeners, f)
-}
-
-func (s *Store) tell(r Revocation) {
-	s.listenMu.Lock()
-	listeners := s.listeners
-	s.listenMu.Unlock()
-	for _, f := range listeners {
-		f(r)
-	}
-}
-
-// Revoked reports whether the token jti, or everything of family, is revoked.
-// It never waits for the disk and allocates nothing. Safe from any goroutine.
-func (s *Store) Revoked(jti, family string) bool {
-	if s.count.Load() == 0 {
-		return false
-	}
-	now := s.opts.Now().Unix()
-	s.revMu.RLock()
-	defer s.revMu.RUnlock()
-	return jti != "" && s.tokens[jti] > now || family != "" && s.revoked[family] > now
-}
-
-// RevokeID revokes the token jti until then, its expiry in seconds since 1970.
-// It fails with ErrStoreFull, ErrStoreClosed or the disk's error; then it holds
-// in this process at most.
-func (s *Store) RevokeID(jti string, until int64) error {
+// RevokeID implements TokenStore. Where the disk fails, the revocation holds in
+// this process at most.
+func (s *Store) RevokeID(client, jti string, until int64) error {
 	if jti == "" || until <= s.opts.Now().Unix() {
 		return nil
 	}
-	if s.full() {
+	if s.Full() {
 		return ErrStoreFull
 	}
+	r := Revocation{ID: jti, Client: client, Until: until}
 	err := s.write(func() []byte {
-		s.setRevoked(s.tokens, jti, until)
+		s.Add(r)
 		return record(recordToken).string(jti).time(until).appendTo(s.pending)
 	})
-	s.tell(Revocation{ID: jti, Until: until})
+	s.Tell(r)
 	return err
-}
-
-func (s *Store) full() bool { return s.count.Load() >= int64(s.opts.MaxRevocations) }
-
-func (s *Store) setRevoked(m map[string]int64, name string, until int64) {
-	s.revMu.Lock()
-	defer s.revMu.Unlock()
-	m[name] = max(m[name], until)
-	s.count.Store(int64(len(s.tokens) + len(s.revoked)))
 }
 
 // write runs change under mu, which returns pending with its record added, or
@@ -410,7 +389,7 @@ func (s *Store) snapshot() []byte {
 	for jti, until := range s.tokens {
 		out = record(recordToken).string(jti).time(until).appendTo(out)
 	}
-	for sid, until := range s.revoked {
+	for sid, until := range s.sids {
 		out = record(recordSID).string(sid).time(until).appendTo(out)
 	}
 	return out
@@ -427,17 +406,5 @@ func (s *Store) sweep() {
 		}
 	}
 	s.mu.Unlock()
-	if s.count.Load() == 0 {
-		return
-	}
-	s.revMu.Lock()
-	defer s.revMu.Unlock()
-	for _, m := range []map[string]int64{s.tokens, s.revoked} {
-		for name, until := range m {
-			if until <= now {
-				delete(m, name)
-			}
-		}
-	}
-	s.count.Store(int64(len(s.tokens) + len(s.revoked)))
+	s.Sweep()
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -31,7 +30,7 @@ func (c *clock) in(d time.Duration) int64 { return c.now().Add(d).Unix() }
 // family begins a family of client that holds for an hour.
 func begin(t testing.TB, s *Store, c *clock, client string) (string, FamilyInfo) {
 	t.Helper()
-	token, info, err := s.NewFamily(client, "user", c.in(time.Hour), c.in(time.Minute))
+	token, info, err := s.NewFamily(Family{Client: client, Subject: "user", Expires: c.in(time.Hour), Access: c.in(time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,72 +39,6 @@ func begin(t testing.TB, s *Store, c *clock, client string) (string, FamilyInfo)
 
 func rotate(s *Store, c *clock, token, client string) (string, FamilyInfo, error) {
 	return s.Rotate(token, client, c.in(time.Hour), c.in(time.Minute), nil)
-}
-
-func TestRotate(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	var told []Revocation
-	s.OnRevoke(func(r Revocation) { told = append(told, r) })
-	first, info := begin(t, s, c, "dev")
-	if len(first) != refreshTokenSize || info.Subject != "user" || info.Client != "dev" {
-		t.Fatalf("%q %+v", first, info)
-	}
-	second, again, err := rotate(s, c, first, "dev")
-	if err != nil || again.Family != info.Family || again.Generation != 1 || second == first {
-		t.Fatalf("%+v %v", again, err)
-	}
-	if _, ok := s.Lookup(first); ok {
-		t.Error("a rotated token is looked up")
-	}
-	if _, _, err := rotate(s, c, second, "other"); !errors.Is(err, ErrGrant) {
-		t.Errorf("of another client: %v", err)
-	}
-	refusal := errors.New("no")
-	if _, _, err := s.Rotate(second, "dev", 0, 0, func(FamilyInfo) error { return refusal }); !errors.Is(err, refusal) {
-		t.Errorf("check: %v", err)
-	}
-	if _, ok := s.Lookup(second); !ok {
-		t.Fatal("a refused token was used up")
-	}
-	// The first token again: a thief, or the owner after a thief.
-	if _, _, err := rotate(s, c, first, "dev"); !errors.Is(err, ErrGrant) {
-		t.Errorf("reuse: %v", err)
-	}
-	if _, _, err := rotate(s, c, second, "dev"); !errors.Is(err, ErrGrant) {
-		t.Errorf("the family lives on after reuse: %v", err)
-	}
-	if !s.Revoked("", info.Family) {
-		t.Error("the family's access tokens are not revoked")
-	}
-	if len(told) != 1 || told[0].Family != info.Family || told[0].Until != c.in(time.Minute) {
-		t.Errorf("told %+v", told)
-	}
-	c.add(2 * time.Minute)
-	if s.Revoked("", info.Family) {
-		t.Error("revoked for longer than the last access token lives")
-	}
-}
-
-func TestRotateRefuses(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	token, _ := begin(t, s, c, "dev")
-	for name, bad := range map[string]string{
-		"empty": "", "short": token[:len(token)-1], "long": token + "A", "not base64": "!" + token[1:],
-		"unknown": randomText(tokenSize),
-	} {
-		if _, _, err := rotate(s, c, bad, "dev"); !errors.Is(err, ErrGrant) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if _, ok := s.Lookup(token); !ok {
-		t.Fatal("a wrong token ended the family of another")
-	}
-	c.add(time.Hour)
-	if _, _, err := rotate(s, c, token, "dev"); !errors.Is(err, ErrGrant) {
-		t.Errorf("expired: %v", err)
-	}
 }
 
 // TestNoTokenInLog: what stands on disk makes no token.
@@ -133,37 +66,21 @@ func TestNoTokenInLog(t *testing.T) {
 	}
 }
 
-func TestReopen(t *testing.T) {
+// TestReopenForgets: a start drops what has expired, and only one process has the
+// directory.
+func TestReopenForgets(t *testing.T) {
 	c := newClock()
 	dir := t.TempDir()
 	s := openStore(t, StoreOptions{Dir: dir, Now: c.now})
-	kept, _ := begin(t, s, c, "dev")
-	kept, _, _ = rotate(s, c, kept, "dev")
-	ended, endedInfo := begin(t, s, c, "dev")
-	if found, err := s.RevokeToken(ended, "dev"); !found || err != nil {
-		t.Fatal(found, err)
-	}
-	if found, _ := s.RevokeToken(kept, "other"); found {
-		t.Error("a client revoked a token of another")
-	}
-	if err := s.RevokeID("jti-1", c.in(time.Minute)); err != nil {
+	begin(t, s, c, "dev")
+	if err := s.RevokeID("dev", "jti-1", c.in(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenStore(StoreOptions{Dir: dir, Logger: quiet()}); !errors.Is(err, ErrLocked) {
 		t.Fatalf("a second process: %v", err)
 	}
-	for range 3 {
-		s.Close()
-		if err := s.RevokeID("x", c.in(time.Minute)); !errors.Is(err, ErrStoreClosed) {
-			t.Errorf("after close: %v", err)
-		}
-		s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
-		if info, ok := s.Lookup(kept); !ok || info.Subject != "user" || info.Client != "dev" || info.Generation != 1 {
-			t.Fatalf("kept family: %+v %v", info, ok)
-		}
-		if _, ok := s.Lookup(ended); ok || !s.Revoked("", endedInfo.Family) || !s.Revoked("jti-1", "") {
-			t.Fatal("a revocation is lost")
-		}
+	if _, err := LockDir(dir); !errors.Is(err, ErrLocked) {
+		t.Fatalf("the lock alone: %v", err)
 	}
 	c.add(2 * time.Hour)
 	s.Close()
@@ -196,7 +113,7 @@ func TestTornTail(t *testing.T) {
 		}
 		s := openStore(t, StoreOptions{Dir: dir, Now: c.now})
 		defer s.Close()
-		if _, ok := s.Lookup(want); !ok {
+		if _, ok, _ := s.Lookup(want, "dev"); !ok {
 			t.Fatalf("%s: the last whole record is lost", name)
 		}
 		if len(s.families) != 1 {
@@ -239,7 +156,7 @@ func TestCompaction(t *testing.T) {
 	for g := range 16 {
 		wg.Go(func() {
 			client := fmt.Sprint("client-", g)
-			token, _, err := s.NewFamily(client, string(bytes.Repeat([]byte("u"), 200)), c.in(time.Hour), c.in(time.Minute))
+			token, _, err := s.NewFamily(Family{Client: client, Subject: string(bytes.Repeat([]byte("u"), 200)), Expires: c.in(time.Hour), Access: c.in(time.Minute)})
 			for range 30 {
 				if err != nil {
 					t.Error(err)
@@ -262,7 +179,7 @@ func TestCompaction(t *testing.T) {
 	s.Close()
 	s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
 	for client, token := range tokens {
-		if info, ok := s.Lookup(token); !ok || info.Client != client || info.Generation != 30 {
+		if info, ok, _ := s.Lookup(token, client); !ok || info.Client != client || info.Generation != 30 {
 			t.Errorf("%s: %+v %v", client, info, ok)
 		}
 	}
@@ -274,7 +191,7 @@ func TestCompaction(t *testing.T) {
 	s.mu.Lock()
 	s.pending = bytes.Repeat(record(recordToken).string("j").time(c.in(-1)).appendTo(nil), compactMin/8)
 	s.mu.Unlock()
-	if err := s.RevokeID("now", c.in(time.Minute)); err != nil {
+	if err := s.RevokeID("dev", "now", c.in(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	st, _ := os.Stat(filepath.Join(dir, logFile))
@@ -297,7 +214,7 @@ func TestDiskFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.file.Close() // writes fail
-	if _, _, err := s.NewFamily("dev", "u", c.in(time.Hour), 0); err == nil {
+	if _, _, err := s.NewFamily(Family{Client: "dev", Subject: "u", Expires: c.in(time.Hour)}); err == nil {
 		t.Fatal("acknowledged without a disk")
 	}
 	for range 2 {
@@ -305,7 +222,7 @@ func TestDiskFails(t *testing.T) {
 			t.Fatalf("rotate without a disk: %v", err)
 		}
 	}
-	if err := s.RevokeID("j", c.in(time.Minute)); err == nil || !s.Revoked("j", "") {
+	if err := s.RevokeID("dev", "j", c.in(time.Minute)); err == nil || !s.Revoked("j", "") {
 		t.Errorf("a revocation holds in memory all the same: %v", err)
 	}
 	if err := os.Rename(dir+".away", dir); err != nil {
@@ -317,7 +234,7 @@ func TestDiskFails(t *testing.T) {
 	}
 	s.Close()
 	s = openStore(t, StoreOptions{Dir: dir, Now: c.now})
-	if _, ok := s.Lookup(next); !ok || !s.Revoked("j", "") {
+	if _, ok, _ := s.Lookup(next, "dev"); !ok || !s.Revoked("j", "") {
 		t.Error("the state was not written anew")
 	}
 }
@@ -362,112 +279,6 @@ func TestDiskFailsInARotation(t *testing.T) {
 	}
 }
 
-func TestFamilyBound(t *testing.T) {
-	c := newClock()
-	dir := t.TempDir()
-	s := openStore(t, StoreOptions{Dir: dir, Now: c.now, FamiliesPerClient: 3})
-	var tokens []string
-	for range 3 {
-		token, _ := begin(t, s, c, "dev")
-		tokens = append(tokens, token)
-	}
-	other, _ := begin(t, s, c, "other")
-	tokens[0], _, _ = rotate(s, c, tokens[0], "dev") // now the second is the oldest
-	newest, info := begin(t, s, c, "dev")
-	for range 2 {
-		for i, want := range []bool{true, false, true} {
-			if _, ok := s.Lookup(tokens[i]); ok != want {
-				t.Errorf("family %d: %v", i, ok)
-			}
-		}
-		for _, token := range []string{newest, other} {
-			if _, ok := s.Lookup(token); !ok {
-				t.Error("the wrong family is forgotten")
-			}
-		}
-		s.Close()
-		s = openStore(t, StoreOptions{Dir: dir, Now: c.now, FamiliesPerClient: 3})
-	}
-	if s.Revoked("", info.Family) {
-		t.Error("revoked")
-	}
-}
-
-func TestRevocationBound(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now, MaxRevocations: 2})
-	for i := range 2 {
-		if err := s.RevokeID(fmt.Sprint(i), c.in(time.Minute)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.RevokeID("x", c.in(time.Minute)); !errors.Is(err, ErrStoreFull) {
-		t.Fatalf("got %v", err)
-	}
-	if !s.Revoked("0", "") || !s.Revoked("1", "") {
-		t.Error("an old revocation made room")
-	}
-	first, info := begin(t, s, c, "dev")
-	if _, err := s.RevokeToken(first, "dev"); !errors.Is(err, ErrStoreFull) {
-		t.Errorf("a family: %v", err)
-	}
-	second, _, err := rotate(s, c, first, "dev")
-	if err != nil {
-		t.Fatal(err)
-	}
-	told := 0
-	s.OnRevoke(func(Revocation) { told++ })
-	rotate(s, c, first, "dev") // reuse ends the family, room or not
-	if _, ok := s.Lookup(second); ok || told != 1 || s.Revoked("", info.Family) {
-		t.Errorf("reuse without room: told %d", told)
-	}
-	c.add(time.Hour)
-	s.sweep()
-	if err := s.RevokeID("x", c.in(time.Minute)); err != nil {
-		t.Errorf("after expiry: %v", err)
-	}
-	if err := s.RevokeID("past", c.in(0)); err != nil || s.Revoked("past", "") {
-		t.Errorf("what has expired: %v", err)
-	}
-}
-
-// TestRotateOnce: of many who show the same token at once one wins, and its
-// family ends, for one of them stole it.
-func TestRotateOnce(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	token, info := begin(t, s, c, "dev")
-	var won atomic.Int32
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			if _, _, err := rotate(s, c, token, "dev"); err == nil {
-				won.Add(1)
-			} else if !errors.Is(err, ErrGrant) {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	if won.Load() != 1 || !s.Revoked("", info.Family) {
-		t.Errorf("%d won, revoked: %v", won.Load(), s.Revoked("", info.Family))
-	}
-}
-
-func TestRevokedAllocs(t *testing.T) {
-	c := newClock()
-	s := openStore(t, StoreOptions{Now: c.now})
-	jti, sid := randomText(16), randomText(16)
-	check := func() { s.Revoked(jti, sid) }
-	if n := testing.AllocsPerRun(100, check); n != 0 {
-		t.Errorf("%v allocations with nothing revoked", n)
-	}
-	s.RevokeID("x", c.in(time.Minute))
-	if n := testing.AllocsPerRun(100, check); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
 // FuzzLog: no content of the log makes a start panic, or lose what it can read.
 func FuzzLog(f *testing.F) {
 	var k familyKey
@@ -489,7 +300,7 @@ func FuzzLog(f *testing.F) {
 			return
 		}
 		s := &Store{opts: StoreOptions{Now: time.Now}, families: make(map[familyKey]*family), owners: make(map[string]*owner),
-			tokens: make(map[string]int64), revoked: make(map[string]int64)}
+			Revocations: NewRevocations(0, nil)}
 		s.apply(data)
 		s.apply(data)
 	})
@@ -500,7 +311,7 @@ func BenchmarkRotate(b *testing.B) {
 	s := openStore(b, StoreOptions{Now: c.now})
 	b.SetParallelism(32)
 	b.RunParallel(func(pb *testing.PB) {
-		token, _, err := s.NewFamily("dev", "u", c.in(time.Hour), 0)
+		token, _, err := s.NewFamily(Family{Client: "dev", Subject: "u", Expires: c.in(time.Hour)})
 		for pb.Next() && err == nil {
 			token, _, err = rotate(s, c, token, "dev")
 		}

@@ -87,6 +87,9 @@ type VerifierOptions struct {
 	Audience string
 	// Revoked reports whether a jti or a family is revoked. nil: nothing is.
 	Revoked func(jti, family string) bool
+	// ClientRevoked reports whether what a client got for a record of that revision
+	// is revoked. nil: nothing is.
+	ClientRevoked func(client string, revision uint64) bool
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -148,7 +151,8 @@ func (v *Verifier) Connect(token string) (*Claims, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errClaims, err)
 	}
-	if v.opts.Revoked != nil && v.opts.Revoked(c.ID, c.Family) {
+	if v.opts.Revoked != nil && v.opts.Revoked(c.ID, c.Family) ||
+		v.opts.ClientRevoked != nil && v.opts.ClientRevoked(c.ClientID, c.ClientRevision) {
 		return nil, ErrTokenRevoked
 	}
 	return c, nil

@@ -159,7 +159,7 @@ func (n *Nodes) Start(ctx context.Context) error {
 			break
 		}
 		n.announce(envelope{Ask: true})
-		pause(ctx, meetPause)
+		_ = pause(ctx, meetPause) // ctx is looked at next
 		if now := len(n.Peers()); now == known || ctx.Err() != nil {
 			break
 		} else {
@@ -168,15 +168,6 @@ func (n *Nodes) Start(ctx context.Context) error {
 	}
 	n.done.Go(n.run)
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 func (n *Nodes) run() {

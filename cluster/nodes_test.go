@@ -120,15 +120,6 @@ func three(t testing.TB, change func(*NodesOptions)) (a, b, c *member) {
 	return a, b, c
 }
 
-func soon(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", patience, what)
-		}
-	}
-}
-
 func (m *member) names() string {
 	var all []string
 	for _, p := range m.Peers() {
@@ -139,7 +130,7 @@ func (m *member) names() string {
 
 func (m *member) knows(names string) {
 	m.t.Helper()
-	soon(m.t, m.link.Name()+" knows "+names, func() bool { return m.names() == names })
+	until(m.t, m.link.Name()+" knows "+names, func() bool { return m.names() == names })
 }
 
 // gather asks and waits for the answers.
@@ -298,10 +289,10 @@ func TestNodesDisagree(t *testing.T) {
 	a, b, _ := three(t, nil)
 	const differs, agrees = "node has other namespaces", "node agrees on the namespaces again"
 	b.SetDigest("other")
-	soon(t, "the difference is seen", func() bool { return a.Counts().Disagreeing == 1 && b.Counts().Disagreeing == 2 })
+	until(t, "the difference is seen", func() bool { return a.Counts().Disagreeing == 1 && b.Counts().Disagreeing == 2 })
 	b.announce(envelope{}) // says nothing new
 	b.SetDigest("same")
-	soon(t, "they agree", func() bool { return a.Counts().Disagreeing == 0 && b.Counts().Disagreeing == 0 })
+	until(t, "they agree", func() bool { return a.Counts().Disagreeing == 0 && b.Counts().Disagreeing == 0 })
 	if a.log.count(differs) != 1 || a.log.count(agrees) != 1 || b.log.count(differs) != 2 || b.log.count(agrees) != 2 {
 		t.Errorf("%s\n%s", a.log.b.String(), b.log.b.String())
 	}
@@ -367,7 +358,7 @@ func TestUnknown(t *testing.T) {
 		if err := a.nc.Publish("perch.n."+c.kind, []byte(c.data)); err != nil {
 			t.Fatal(err)
 		}
-		soon(t, fmt.Sprintf("%q is counted", c.data), func() bool { return b.Counts().Broken == before+1 })
+		until(t, fmt.Sprintf("%q is counted", c.data), func() bool { return b.Counts().Broken == before+1 })
 	}
 	if got := b.names(); got != "a c" {
 		t.Errorf("it knows %q", got)

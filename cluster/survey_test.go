@@ -201,7 +201,7 @@ func TestSurveyShared(t *testing.T) {
 	if n := a.Counts().Asked; n != 4 {
 		t.Errorf("%d surveys", n)
 	}
-	soon(t, "b is asked four times", func() bool { return asked.Load() == 4 })
+	until(t, "b is asked four times", func() bool { return asked.Load() == 4 })
 	close(over)
 	all.Wait()
 	if answers, err := a.gather(Question{Method: "m", Params: []byte("1"), Shared: true}); err != nil || len(answers) != 2 || asked.Load() != 5 {
@@ -234,15 +234,15 @@ func TestSurveyBounds(t *testing.T) {
 			done.Add(1)
 		})
 	}
-	soon(t, "what has no room is refused", func() bool { return busy.Load() == 20 && b.Counts().Refused == 20 })
+	until(t, "what has no room is refused", func() bool { return busy.Load() == 20 && b.Counts().Refused == 20 })
 	heard := a.peers[b.id].heard
-	soon(t, "it announces itself", func() bool {
+	until(t, "it announces itself", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		return a.peers[b.id].heard.After(heard)
 	})
 	close(over)
-	soon(t, "the others are answered", func() bool { return done.Load() == asked })
+	until(t, "the others are answered", func() bool { return done.Load() == asked })
 	if n := most.Load(); n != answerWorkers {
 		t.Errorf("%d at work at once", n)
 	}
@@ -278,7 +278,7 @@ func TestOutbox(t *testing.T) {
 		t.Error("the bound does not hold")
 	}
 	close(gate)
-	soon(t, "there is room again", func() bool { return o.send("s", []byte("5")) })
+	until(t, "there is room again", func() bool { return o.send("s", []byte("5")) })
 	o.close()
 	if fmt.Sprint(got) != "[1 2 3 5]" || o.bytes != 0 || o.send("s", nil) {
 		t.Errorf("%v, %d bytes", got, o.bytes)

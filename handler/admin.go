@@ -56,6 +56,7 @@ func NewAdmin(o AdminOptions) http.Handler {
 	e := gin.New()
 	e.HandleMethodNotAllowed = true
 	e.RedirectTrailingSlash = false
+	e.UseRawPath = true // the id of a client may hold a slash
 	e.ForwardedByClientIP = false
 	e.Use(adminHeaders, recovered(o.Logger, o.Panicked, func(c *gin.Context) { adminError(c, http.StatusInternalServerError, apiInternal) }))
 	e.NoRoute(func(c *gin.Context) { adminError(c, http.StatusNotFound, apiMethodNotFound) })

@@ -100,7 +100,8 @@ type APIOptions struct {
 	Topics   APITopics
 	Sessions APISessions
 	// Peers are the other nodes; nil: there never are any.
-	Peers Peers
+	Peers   Peers
+	Clients ClientsOptions
 
 	// Observe, where set, is told of each call: the method (empty where there is
 	// none of the name), and 0, the code of the error, or from 400 on the HTTP
@@ -126,11 +127,14 @@ type apiMethod func(params []byte) (apiCall, error)
 // broker have answered, or until ctx ends.
 type apiCall func(ctx context.Context) (any, *apiError)
 
-// RegisterAPI adds POST /api/<method> to r. The caller's key is checked before
+// RegisterAPI adds POST /api/<method>, and /api/clients, to r. The caller's key is checked before
 // anything else.
 func RegisterAPI(r gin.IRouter, o APIOptions) {
 	a := newAPI(o)
 	r.POST("/api/:method", a.serve)
+	if o.Clients.Authority != nil {
+		registerClients(r, a, o.Clients)
+	}
 }
 
 func newAPI(o APIOptions) *api {

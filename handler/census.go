@@ -162,23 +162,11 @@ func tallyOf(all []topic.ClientInfo) tally {
 func sketchOf(all []topic.ClientInfo, name func(*topic.ClientInfo) string) sketch {
 	h := make([]uint64, len(all))
 	for i := range all {
-		h[i] = spread(name(&all[i]))
+		h[i] = spread(TokenHash(name(&all[i])))
 	}
 	slices.Sort(h)
 	h = slices.Compact(h)
 	return sketch{len(h), h[:min(len(h), sketchMost)]}
-}
-
-// spread is a hash that all nodes agree on, even over 64 bits: FNV-1a, and the
-// finalizer of MurmurHash3 behind it.
-func spread(name string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(name) {
-		h = (h ^ uint64(name[i])) * 1099511628211
-	}
-	h = (h ^ h>>33) * 0xff51afd7ed558ccd
-	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
-	return h ^ h>>33
 }
 
 // union is how many are in one set or the other.

@@ -69,8 +69,11 @@ type Options struct {
 	Topics   *topic.Topics
 	Registry *session.Registry
 	Verifier Verifier
-	Pool     *Pool
-	Logger   *slog.Logger
+	// Revoked reports whether what a token says has been revoked since it was
+	// verified; nil: never. Called on loops.
+	Revoked func(*auth.Claims) bool
+	Pool    *Pool
+	Logger  *slog.Logger
 	// Version is what the connect reply says.
 	Version string
 
@@ -258,7 +261,7 @@ func (c *Commands) Open(s *session.Session, identity any) {
 	needWork(s).identity = id
 	if id.Claims != nil {
 		// A revocation may come before the connect command.
-		s.Family, s.Token = TokenHash(id.Claims.Family), TokenHash(id.Claims.ID)
+		mark(s, id.Claims)
 	}
 }
 

@@ -147,7 +147,9 @@ func (c *Commands) admit(s *session.Session, id uint32, req *pb.ConnectRequest, 
 	// Who it is comes before its subscriptions: presence shows it.
 	user := strings.Clone(claims.Subject)
 	s.Anonymous = user == ""
-	s.Family, s.Token = TokenHash(claims.Family), TokenHash(claims.ID)
+	if !c.mark(s, claims) {
+		return
+	}
 	headers := c.keptHeaders(s)
 	if len(claims.Info) > 0 || len(claims.Meta) > 0 || headers != "" {
 		s.Extra = &session.Extra{Info: claims.Info, Meta: claims.Meta, Headers: headers}
@@ -255,7 +257,9 @@ func (c *Commands) refreshed(s *session.Session, id uint32, claims *auth.Claims,
 		s.Close(session.ReasonInvalidToken)
 		return
 	}
-	s.Family, s.Token = TokenHash(claims.Family), TokenHash(claims.ID)
+	if !c.mark(s, claims) {
+		return
+	}
 	setInfo(s, claims.Info)
 	expires := claims.ExpiresAt
 	if c.opts.Insecure {

@@ -211,7 +211,7 @@ func (t *tokenEndpoints) introspect(c *gin.Context) {
 	}
 	in, err := t.auth.Introspect(client, p["token"])
 	if err != nil {
-		t.fail(c, unavailable("the token's key cannot be asked for"))
+		t.fail(c, unavailable("the token can't be looked up"))
 		return
 	}
 	c.JSON(http.StatusOK, struct {
@@ -273,6 +273,12 @@ func (t *tokenEndpoints) client(c *gin.Context, p params) (*auth.Client, *oauthE
 			Description: "too many wrong secrets", retryAfter: int(math.Ceil(slow.After.Seconds()))}
 	case errors.Is(err, auth.ErrBusy), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return nil, unavailable("too many requests at once")
+	case errors.Is(err, auth.ErrUnavailable):
+		return nil, unavailable("the registry of clients can't be reached, try again")
+	case errors.Is(err, auth.ErrClientDisabled):
+		refused.Description = "the client is disabled"
+	case !errors.Is(err, auth.ErrClientUnknown):
+		return nil, t.internal(err)
 	}
 	t.log.Debug("client authentication failed", "remote", t.address(c))
 	return nil, refused

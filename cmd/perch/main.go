@@ -84,7 +84,7 @@ func newRoot(environ []string) *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(environ), tokenCommand(environ), checkCommand(environ), healthCommand(environ), doctorCommand(environ), benchCommand(), versionCommand())
+	root.AddCommand(serveCommand(environ), tokenCommand(environ), checkCommand(environ), healthCommand(environ), doctorCommand(environ), benchCommand(), clientsCommand(environ), versionCommand())
 	return root
 }
 

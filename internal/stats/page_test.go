@@ -61,6 +61,7 @@ func full() Snapshot {
 		Reloads:       map[string]uint64{"ok": 162},
 		AcceptErrors:  map[string]uint64{"emfile": 163},
 		LoopLag:       164,
+		Revocations:   1650, ClientLookups: map[string]uint64{"found": 1651},
 		StoreFailures: 165, StoreFailing: true, HTTPPanics: 166,
 		API:     map[APILabel]uint64{{"publish", "0"}: 151},
 		Backend: fullBackend,
@@ -191,6 +192,8 @@ var wantFull = map[string]float64{
 	`perch_loop_lag_seconds`:                                164,
 	`perch_token_store_failures_total`:                      165,
 	`perch_token_store_failing`:                             1,
+	`perch_revocations`:                                     1650,
+	`perch_client_lookups_total{outcome="found"}`:           1651,
 	`perch_http_panics_total`:                               166,
 }
 

@@ -99,6 +99,10 @@ type Snapshot struct {
 	// the last one did.
 	StoreFailures uint64
 	StoreFailing  bool
+	// Revocations are those in force that this node knows; ClientLookups the questions
+	// for a client of the registry, by outcome.
+	Revocations   int64
+	ClientLookups map[string]uint64
 	// HTTPPanics counts the requests whose handler panicked.
 	HTTPPanics uint64
 	// Reloads counts reloads of the configuration, by outcome.

@@ -1,0 +1,324 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var (
+	// errNoKey: there is nothing of that key, or not any more.
+	errNoKey = errors.New("cluster: no such key")
+	// errRevision: another node has written the key meanwhile.
+	errRevision = errors.New("cluster: key has changed")
+)
+
+// Headers of a key-value bucket (ADR-8 of NATS).
+const (
+	kvOperation = "KV-Operation"
+	kvPurge     = "PURGE"
+)
+
+const (
+	// markTTL is how long the mark of a key that was taken out stays: as long as who
+	// has read it before may want to write it.
+	markTTL = time.Minute
+	// openWait is between two attempts to open a bucket.
+	openWait = time.Second
+)
+
+// bucket is a key-value bucket of JetStream. It is written and read by the stream
+// below it, which says more than the bucket's own interface: each key can have
+// a time to live, also where it is changed, and a write names the revision that
+// it takes the place of.
+//
+// Reads ask the leader: a replica that lags behind would call a refresh token
+// that was just made one that was used twice. Safe from any goroutine.
+type bucket struct {
+	link    *Link
+	stream  string
+	subject string // with a dot behind it
+	handle  atomic.Pointer[jetstream.Stream]
+}
+
+func newBucket(l *Link, kind string) *bucket {
+	// A site's server and its hub see one another's subjects: each has buckets of
+	// its own.
+	name := l.Prefix() + "_"
+	if site := l.opts.Server.Leaf.Site; site != "" {
+		name += site + "_"
+	}
+	name += kind
+	return &bucket{link: l, stream: "KV_" + name, subject: "$KV." + name + "."}
+}
+
+// open makes the bucket, or finds it; it tries until it can, or ctx ends.
+func (b *bucket) open(ctx context.Context) error {
+	config := jetstream.StreamConfig{
+		Name: b.stream, Subjects: []string{b.subject + ">"}, Storage: jetstream.FileStorage, Replicas: b.link.Replicas(),
+		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, DenyDelete: true, AllowRollup: true, AllowMsgTTL: true,
+	}
+	for said := ""; ; {
+		ask, cancel := context.WithTimeout(ctx, b.link.Timeout())
+		s, err := b.link.JetStream().CreateOrUpdateStream(ask, config)
+		cancel()
+		if err == nil {
+			b.handle.Store(&s)
+			return nil
+		}
+		// One line for each thing that is wrong.
+		if b.link.Connected() && err.Error() != said && ctx.Err() == nil {
+			said = err.Error()
+			b.link.log.Warn("waiting for a bucket of the broker", "bucket", b.stream, "err", err)
+		}
+		if err := pause(ctx, openWait); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits, or returns the error of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// opened is the stream; ErrUnavailable: the bucket has not been opened.
+func (b *bucket) opened() (jetstream.Stream, error) {
+	s := b.handle.Load()
+	if s == nil {
+		return nil, ErrUnavailable
+	}
+	return *s, nil
+}
+
+// get returns the value of a key and its revision; errNoKey comes with that of
+// the mark that the key has left, if there is one.
+func (b *bucket) get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	s, err := b.opened()
+	if err != nil {
+		return nil, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.link.Timeout())
+	defer cancel()
+	m, err := s.GetLastMsgForSubject(ctx, b.subject+key)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, 0, errNoKey
+	case err != nil:
+		return nil, 0, b.fault(err)
+	case marked(m.Header):
+		return nil, m.Sequence, errNoKey
+	}
+	return m.Data, m.Sequence, nil
+}
+
+// marked tells whether a message is not a value, but says that there is none.
+func marked(h nats.Header) bool { return h.Get(kvOperation) != "" || h.Get("Nats-Marker-Reason") != "" }
+
+// put writes a key in the place of a revision (0: of none), to be forgotten after
+// ttl (0: never), and returns the new revision. It fails with errRevision.
+func (b *bucket) put(ctx context.Context, key string, value []byte, revision uint64, ttl time.Duration) (uint64, error) {
+	return b.publish(ctx, &nats.Msg{Subject: b.subject + key, Data: value}, ttl, jetstream.WithExpectLastSequencePerSubject(revision))
+}
+
+// write is put in the place of whatever stands there.
+func (b *bucket) write(ctx context.Context, key string, value []byte, ttl time.Duration) (uint64, error) {
+	return b.publish(ctx, &nats.Msg{Subject: b.subject + key, Data: value}, ttl)
+}
+
+// remove takes out a key of that revision. It fails with errRevision.
+func (b *bucket) remove(ctx context.Context, key string, revision uint64) error {
+	m := &nats.Msg{Subject: b.subject + key, Header: nats.Header{}}
+	m.Header.Set(kvOperation, kvPurge)
+	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	_, err := b.publish(ctx, m, markTTL, jetstream.WithExpectLastSequencePerSubject(revision))
+	return err
+}
+
+func (b *bucket) publish(ctx context.Context, m *nats.Msg, ttl time.Duration, opts ...jetstream.PublishOpt) (uint64, error) {
+	if _, err := b.opened(); err != nil {
+		return 0, err
+	}
+	if ttl > 0 {
+		opts = append(opts, jetstream.WithMsgTTL(max(ttl, time.Second)))
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.link.Timeout())
+	defer cancel()
+	ack, err := b.link.JetStream().PublishMsg(ctx, m, opts...)
+	if err != nil {
+		return 0, b.fault(err)
+	}
+	return ack.Sequence, nil
+}
+
+// drop forgets all keys of a pattern but the keep that were written last.
+func (b *bucket) drop(ctx context.Context, pattern string, keep int) error {
+	s, err := b.opened()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.link.Timeout())
+	defer cancel()
+	opts := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(b.subject + pattern)}
+	if keep > 0 {
+		opts = append(opts, jetstream.WithPurgeKeep(uint64(keep)))
+	}
+	if err := s.Purge(ctx, opts...); err != nil {
+		return b.fault(err)
+	}
+	return nil
+}
+
+// fault is an error of JetStream in the words of this package: whatever is not a
+// conflict is that the broker can't do it now.
+func (b *bucket) fault(err error) error {
+	var api *jetstream.APIError
+	if errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
+		return errRevision
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// watching is what a bucket's watcher is to do.
+type watching struct {
+	pattern string
+	// begin is asked for the first sequence wanted; 0: what comes from now on.
+	begin func() uint64
+	// each is told of each message, in order.
+	each func(key string, m jetstream.Msg, at *jetstream.MsgMetadata)
+	// caught is called whenever all that there was has been told; it may be called
+	// again.
+	caught func()
+	// headers: the values are not wanted.
+	headers bool
+	batch   int  // how many are asked for at once
+	once    bool // return after caught
+}
+
+// watch tells of what is written to the keys of a pattern, until ctx ends. The
+// consumer goes on by itself where the connection was lost or the broker has been
+// started anew; where it gives up, the next one goes on where begin says.
+func (b *bucket) watch(ctx context.Context, w watching) {
+	for ctx.Err() == nil {
+		done, err := b.follow(ctx, w)
+		if done || ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			b.link.log.Debug("watch of a bucket begins anew", "bucket", b.stream, "err", err)
+			_ = pause(ctx, openWait/4)
+		}
+	}
+}
+
+// follow watches with one consumer, until it fails or ctx ends.
+func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) {
+	config := jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{b.subject + w.pattern}, HeadersOnly: w.headers, InactiveThreshold: time.Minute,
+	}
+	if seq := w.begin(); seq > 0 {
+		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, seq
+	} else {
+		config.DeliverPolicy = jetstream.DeliverNewPolicy
+	}
+	ask, cancel := context.WithTimeout(ctx, b.link.Timeout())
+	defer cancel()
+	cons, err := b.link.JetStream().OrderedConsumer(ask, b.stream, config)
+	if err != nil {
+		return false, err
+	}
+	if cons.CachedInfo().NumPending == 0 {
+		w.caught()
+		if w.once {
+			return true, nil
+		}
+	}
+	it, err := cons.Messages(jetstream.PullMaxMessages(w.batch), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(5*time.Second))
+	if err != nil {
+		return false, err
+	}
+	defer it.Stop()
+	defer context.AfterFunc(ctx, it.Stop)()
+	for {
+		m, err := it.Next()
+		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		at, err := m.Metadata()
+		if err != nil {
+			return false, err
+		}
+		w.each(strings.TrimPrefix(m.Subject(), b.subject), m, at)
+		if at.NumPending == 0 {
+			w.caught()
+			if w.once {
+				return true, nil
+			}
+		}
+	}
+}
+
+// keyOf is a name as one token of a key; longKey is from where on only its hash
+// is.
+func keyOf(name string) string {
+	const longKey = 128
+	if len(name) > longKey {
+		sum := sha256.Sum256([]byte(name))
+		return "=h" + base64.RawURLEncoding.EncodeToString(sum[:]) // no escape begins so
+	}
+	var k strings.Builder
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
+			k.WriteByte(c)
+		default:
+			fmt.Fprintf(&k, "=%02X", c)
+		}
+	}
+	return k.String()
+}
+
+// unkey is the name of a key that keyOf has made of a short one.
+func unkey(key string) (name string, ok bool) {
+	if !strings.Contains(key, "=") {
+		return key, key != ""
+	}
+	out := make([]byte, 0, len(key))
+	for i := 0; i < len(key); i++ {
+		if key[i] != '=' {
+			out = append(out, key[i])
+			continue
+		}
+		if i+2 >= len(key) {
+			return "", false
+		}
+		hi, lo := strings.IndexByte(keyDigits, key[i+1]), strings.IndexByte(keyDigits, key[i+2])
+		if hi < 0 || lo < 0 {
+			return "", false
+		}
+		out = append(out, byte(hi<<4|lo))
+		i += 2
+	}
+	return string(out), true
+}
+
+const keyDigits = "0123456789ABCDEF"
