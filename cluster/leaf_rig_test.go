@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"errors"
 	"io"
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ func hubServer(t testing.TB, dir string, port, leafPort int) *server.Server {
 		ServerName: "hub", Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, MaxPayload: maxPayload,
 	}
 	o.LeafNode.Host, o.LeafNode.Port = "127.0.0.1", leafPort
+	o.LeafNode.Compression.Mode = server.CompressionOff // the tests read along
 	s, err := server.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +55,11 @@ type wan struct {
 	mu   sync.Mutex
 	down bool
 	all  []net.Conn
-	done sync.WaitGroup
+	// hears, where set, is closed when the hub is heard again.
+	hears chan struct{}
+	word  string // makes it deaf
+	tail  string // what went to the hub last
+	done  sync.WaitGroup
 }
 
 func newWAN(t testing.TB, to string) *wan {
@@ -88,22 +95,70 @@ func (w *wan) accept() {
 		}
 		w.all = append(w.all, c, hub)
 		w.mu.Unlock()
-		for _, p := range [][2]net.Conn{{c, hub}, {hub, c}} {
-			w.done.Go(func() {
-				_, _ = io.Copy(p[0], p[1])
-				_, _ = p[0].Close(), p[1].Close()
-			})
-		}
+		w.done.Go(func() {
+			_, _ = io.Copy(listening{w: w, Conn: hub}, c)
+			_, _ = hub.Close(), c.Close()
+		})
+		w.done.Go(func() {
+			_, _ = io.Copy(stalling{w, c}, hub)
+			_, _ = hub.Close(), c.Close()
+		})
 	}
+}
+
+// stalling holds back what goes to the site while the wan is deaf.
+type stalling struct {
+	w *wan
+	net.Conn
+}
+
+func (s stalling) Write(b []byte) (int, error) {
+	s.w.mu.Lock()
+	hears := s.w.hears
+	s.w.mu.Unlock()
+	if hears != nil {
+		<-hears
+	}
+	return s.Conn.Write(b)
+}
+
+// listening makes the wan deaf once a word goes to the hub.
+type listening struct {
+	w *wan
+	net.Conn
+}
+
+func (l listening) Write(b []byte) (int, error) {
+	l.w.mu.Lock()
+	if word := l.w.word; word != "" {
+		text := l.w.tail + string(b)
+		if strings.Contains(text, word) {
+			l.w.hears, l.w.word = make(chan struct{}), ""
+		}
+		l.w.tail = text[max(0, len(text)-len(word)):]
+	}
+	l.w.mu.Unlock()
+	return l.Conn.Write(b)
+}
+
+// deaf holds back what the hub says from a word to it on, until the wan is cut.
+func (w *wan) deaf(word string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.word = word
 }
 
 // cut ends what is there and takes nothing new.
 func (w *wan) cut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.down = true
+	w.down, w.word = true, ""
 	for _, c := range w.all {
 		_ = c.Close()
+	}
+	if w.hears != nil {
+		close(w.hears)
+		w.hears = nil
 	}
 	w.all = nil
 }
@@ -206,6 +261,9 @@ func (n *node) put(name, data string) topic.Position {
 func (n *node) all(name string) []string {
 	n.t.Helper()
 	pubs, _, err := n.read(name, topic.Filter{Limit: -1})
+	if errors.Is(err, topic.ErrUnavailable) {
+		return nil
+	}
 	if err != nil {
 		n.t.Fatal(err)
 	}
