@@ -96,7 +96,7 @@ func (l *leaf) run() {
 				l.log.Warn("uplink is down: the site works on, publications wait for the hub")
 			}
 		case now:
-			l.log.Info("uplink is there", "waiting", l.up.waiting())
+			l.log.Info("uplink is there", "waiting", l.up.waiting().messages)
 			told = true
 			l.joined.Store(true)
 			l.wake()
@@ -134,9 +134,9 @@ func (l *leaf) counts() *LeafCounts {
 	if l == nil {
 		return nil
 	}
-	u := l.up
+	u, waits := l.up, l.up.waiting()
 	return &LeafCounts{
-		Up: l.joined.Load(), Waiting: u.waiting(), WaitingBytes: u.bytes.Load(), WaitingMost: u.most,
+		Up: l.joined.Load(), Waiting: waits.messages, WaitingBytes: waits.bytes, WaitingMost: u.most,
 		Forwarded: u.forwarded.Load(), Refused: u.refused.Load(), Dropped: u.dropped.Load(), Received: l.received.Load(),
 	}
 }

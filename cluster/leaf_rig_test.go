@@ -23,6 +23,7 @@ func hubServer(t testing.TB, dir string, port, leafPort int) *server.Server {
 		ServerName: "hub", Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, MaxPayload: maxPayload,
 	}
 	o.LeafNode.Host, o.LeafNode.Port = "127.0.0.1", leafPort
+	o.LeafNode.NoAdvertise = true                       // else the site finds a way beside the wan
 	o.LeafNode.Compression.Mode = server.CompressionOff // the tests read along
 	s, err := server.NewServer(o)
 	if err != nil {

@@ -181,8 +181,8 @@ func TestLeafUnknownOutcome(t *testing.T) {
 	// Its answer did not come.
 	u.mu.Lock()
 	st.kept.flying++
+	u.air++
 	u.mu.Unlock()
-	u.bytes.Add(1)
 	answered := make(chan error, 1)
 	u.stored(st, ack{}, ErrUnavailable, h, data, 1, func(_ uint64, err error) { answered <- err })
 	if err := <-answered; !errors.Is(err, ErrUnavailable) {

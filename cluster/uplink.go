@@ -51,8 +51,6 @@ type uplink struct {
 	wake  chan struct{}
 	opens sync.Mutex
 	ready atomic.Bool
-	bytes atomic.Int64
-	count atomic.Int64
 
 	// Of the goroutine that sends, once open has returned.
 	id     string // of this stream and what was sent of it: in the ids that the hub gets
@@ -64,6 +62,10 @@ type uplink struct {
 
 	mu      sync.Mutex
 	repairs map[*stream]struct{}
+	// What waited at the last look and what has come since it began; air is what is
+	// under way into the history or here, in bytes.
+	had, come waiting
+	air       int64
 
 	forwarded atomic.Uint64
 	refused   atomic.Uint64
@@ -71,6 +73,9 @@ type uplink struct {
 	seldom    pace.Seldom
 	dropping  pace.Seldom
 }
+
+// waiting is how much waits for the hub.
+type waiting struct{ messages, bytes int64 }
 
 // place is where something is in a stream.
 type place struct {
@@ -113,7 +118,13 @@ func newUplink(l *leaf) *uplink {
 	return u
 }
 
-func (u *uplink) waiting() int64 { return max(0, u.count.Load()) }
+func (u *uplink) waiting() waiting {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return waiting{max(0, u.had.messages+u.come.messages), u.bytesLocked()}
+}
+
+func (u *uplink) bytesLocked() int64 { return u.had.bytes + u.come.bytes + u.air }
 
 // open makes the stream and finds out how far the hub has it. Once is enough.
 func (u *uplink) open() error {
@@ -171,16 +182,22 @@ func (u *uplink) open() error {
 	return nil
 }
 
-// look takes the size of the stream. Where the mark is in danger of being dropped
-// with the oldest, it is written again.
+// look takes the size of the stream. What comes meanwhile may count twice, until the
+// next look.
 func (u *uplink) look() error {
+	u.mu.Lock()
+	before := u.come
+	u.mu.Unlock()
 	st, err := u.s.state()
 	if err != nil {
 		return err
 	}
 	u.first = st.first
-	u.bytes.Store(int64(st.bytes))
-	u.count.Store(int64(st.messages) - 1)
+	u.mu.Lock()
+	u.had = waiting{int64(st.messages) - 1, int64(st.bytes)}
+	u.come.messages -= before.messages
+	u.come.bytes -= before.bytes
+	u.mu.Unlock()
 	return nil
 }
 
@@ -218,20 +235,21 @@ func (u *uplink) keep(s *stream, subject string, h nats.Header, data []byte, don
 		u.mu.Unlock()
 		done(0, ErrUnavailable)
 		return
-	case !u.drop && u.bytes.Load()+size > u.most:
+	case !u.drop && u.bytesLocked()+size > u.most:
+		bytes := u.bytesLocked()
 		u.mu.Unlock()
 		u.refused.Add(1)
 		if quiet, ok := u.dropping.Pass(time.Minute); ok {
 			u.l.log.Warn("too much waits for the hub: publications with a history are refused, see nats.leaf.store_bytes",
-				"bytes", u.bytes.Load(), "quiet", quiet)
+				"bytes", bytes, "quiet", quiet)
 		}
 		done(0, topic.ErrFull)
 		return
 	default:
 		k.flying++
+		u.air += size
 	}
 	u.mu.Unlock()
-	u.bytes.Add(size)
 	stored := func(a ack, err error) { u.stored(s, a, err, h, data, size, done) }
 	if !s.tryStore(subject, h, data, stored) {
 		stored(ack{}, topic.ErrFull)
@@ -252,7 +270,7 @@ func (u *uplink) stored(s *stream, a ack, err error, h nats.Header, data []byte,
 	u.mu.Lock()
 	if err != nil || a.Duplicate || k.behind {
 		k.flying--
-		u.bytes.Add(-size)
+		u.air -= size
 	}
 	switch {
 	case errors.Is(err, errConflict), errors.Is(err, topic.ErrFull):
@@ -280,7 +298,7 @@ func (u *uplink) stored(s *stream, a ack, err error, h nats.Header, data []byte,
 			return
 		}
 		k.flying--
-		u.bytes.Add(-size)
+		u.air -= size
 		u.behindLocked(s)
 		err = ErrUnavailable
 	}
@@ -307,9 +325,9 @@ func (u *uplink) waits(s *stream, w *keeping, size int64, err error) {
 	var all []*keeping
 	u.mu.Lock()
 	k.flying--
+	u.air -= size
 	switch {
 	case err != nil:
-		u.bytes.Add(-size)
 		if quiet, ok := u.seldom.Pass(10 * time.Second); ok {
 			u.l.log.Error("publication can't wait for the hub", "err", err, "quiet", quiet)
 		}
@@ -317,7 +335,8 @@ func (u *uplink) waits(s *stream, w *keeping, size int64, err error) {
 		all, k.row = k.row, nil
 		err = ErrUnavailable
 	case len(k.row) > 0 && k.row[0] == w:
-		u.count.Add(1)
+		u.come.messages++
+		u.come.bytes += size
 		all, k.row = k.row[:1:1], k.row[1:]
 	}
 	u.mu.Unlock()
@@ -387,12 +406,12 @@ func (u *uplink) repair(s *stream) error {
 		if err != nil {
 			return err
 		}
-		u.count.Add(int64(n))
 	}
 	u.mu.Lock()
 	k.behind = false
 	delete(u.repairs, s)
 	u.mu.Unlock()
+	poke(u.wake)
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (u *uplink) run() {
 			if u.l.joined.Load() {
 				if quiet, ok := u.seldom.Pass(10 * time.Second); ok {
 					u.l.log.Warn("hub does not take what waits for it: are its nodes up, with the same namespaces?",
-						"err", err, "waiting", u.waiting(), "quiet", quiet)
+						"err", err, "waiting", u.waiting().messages, "quiet", quiet)
 				}
 			}
 			u.watch(life)
@@ -76,10 +76,13 @@ func (u *uplink) run() {
 
 // awaitHub waits until the hub is there, with an eye on the stream.
 func (u *uplink) awaitHub(ctx context.Context) {
-	for ctx.Err() == nil && !u.l.joined.Load() {
+	for looked := time.Now(); ctx.Err() == nil && !u.l.joined.Load(); {
 		pauseFor(ctx, uplinkLook, u.wake)
 		u.repairAll()
-		u.watch(ctx)
+		if time.Since(looked) >= uplinkLook {
+			u.watch(ctx)
+			looked = time.Now()
+		}
 	}
 }
 
