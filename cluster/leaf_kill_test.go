@@ -67,7 +67,7 @@ func TestLeafKilled(t *testing.T) {
 			r := newRig(t)
 			w := r.wan()
 			if !up {
-				w.cut()
+				w.Cut()
 			}
 			dir := t.TempDir()
 			cmd := exec.Command(os.Args[0])
@@ -98,7 +98,7 @@ func TestLeafKilled(t *testing.T) {
 			}
 			s := &site{dir: dir, name: "berlin", ns: r.ns, opts: LeafOptions{URL: w.url(), Site: "berlin"}}
 			s.start(t)
-			w.mend()
+			w.Mend()
 			until(t, "nothing waiting", func() bool { c := s.Counts().Leaf; return c.Up && c.Waiting == 0 })
 			for name, want := range answered {
 				here, there := s.all(name), r.hub.all(name)

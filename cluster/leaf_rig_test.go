@@ -2,17 +2,15 @@ package cluster
 
 import (
 	"errors"
-	"io"
 	"net"
 	"slices"
 	"strconv"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"perch/internal/testkit"
 	"perch/topic"
 )
 
@@ -48,127 +46,10 @@ func freePort(t testing.TB) int {
 	return ln.Addr().(*net.TCPAddr).Port
 }
 
-// wan is the way from a site to its hub, which can be cut.
-type wan struct {
-	t    testing.TB
-	ln   net.Listener
-	to   string
-	mu   sync.Mutex
-	down bool
-	all  []net.Conn
-	// hears, where set, is closed when the hub is heard again.
-	hears chan struct{}
-	word  string // makes it deaf
-	tail  string // what went to the hub last
-	done  sync.WaitGroup
-}
+// wan is the way from a site to its hub.
+type wan struct{ *testkit.WAN }
 
-func newWAN(t testing.TB, to string) *wan {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wan{t: t, ln: ln, to: to}
-	w.done.Go(w.accept)
-	t.Cleanup(func() { _ = ln.Close(); w.cut(); w.done.Wait() })
-	return w
-}
-
-func (w *wan) url() string { return "nats-leaf://" + w.ln.Addr().String() }
-
-func (w *wan) accept() {
-	for {
-		c, err := w.ln.Accept()
-		if err != nil {
-			return
-		}
-		w.mu.Lock()
-		down := w.down
-		var hub net.Conn
-		if !down {
-			hub, err = net.Dial("tcp", w.to)
-		}
-		if down || err != nil {
-			w.mu.Unlock()
-			_ = c.Close()
-			continue
-		}
-		w.all = append(w.all, c, hub)
-		w.mu.Unlock()
-		w.done.Go(func() {
-			_, _ = io.Copy(listening{w: w, Conn: hub}, c)
-			_, _ = hub.Close(), c.Close()
-		})
-		w.done.Go(func() {
-			_, _ = io.Copy(stalling{w, c}, hub)
-			_, _ = hub.Close(), c.Close()
-		})
-	}
-}
-
-// stalling holds back what goes to the site while the wan is deaf.
-type stalling struct {
-	w *wan
-	net.Conn
-}
-
-func (s stalling) Write(b []byte) (int, error) {
-	s.w.mu.Lock()
-	hears := s.w.hears
-	s.w.mu.Unlock()
-	if hears != nil {
-		<-hears
-	}
-	return s.Conn.Write(b)
-}
-
-// listening makes the wan deaf once a word goes to the hub.
-type listening struct {
-	w *wan
-	net.Conn
-}
-
-func (l listening) Write(b []byte) (int, error) {
-	l.w.mu.Lock()
-	if word := l.w.word; word != "" {
-		text := l.w.tail + string(b)
-		if strings.Contains(text, word) {
-			l.w.hears, l.w.word = make(chan struct{}), ""
-		}
-		l.w.tail = text[max(0, len(text)-len(word)):]
-	}
-	l.w.mu.Unlock()
-	return l.Conn.Write(b)
-}
-
-// deaf holds back what the hub says from a word to it on, until the wan is cut.
-func (w *wan) deaf(word string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.word = word
-}
-
-// cut ends what is there and takes nothing new.
-func (w *wan) cut() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.down, w.word = true, ""
-	for _, c := range w.all {
-		_ = c.Close()
-	}
-	if w.hears != nil {
-		close(w.hears)
-		w.hears = nil
-	}
-	w.all = nil
-}
-
-func (w *wan) mend() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.down = false
-}
+func (w wan) url() string { return "nats-leaf://" + w.Addr() }
 
 // rig is a hub with a node, behind wans of which sites are.
 type rig struct {
@@ -194,8 +75,13 @@ func newRig(t testing.TB) *rig {
 	return r
 }
 
-func (r *rig) wan() *wan {
-	return newWAN(r.t, "127.0.0.1:"+strconv.Itoa(r.port))
+func (r *rig) wan() wan {
+	w, err := testkit.NewWAN("127.0.0.1:" + strconv.Itoa(r.port))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(w.Close)
+	return wan{w}
 }
 
 // site is a node whose embedded server is a leaf. It can be ended and begun again.
@@ -208,7 +94,7 @@ type site struct {
 	ns   []topic.NamespaceOptions
 }
 
-func (r *rig) site(name string, w *wan, leaf LeafOptions) *site {
+func (r *rig) site(name string, w wan, leaf LeafOptions) *site {
 	r.t.Helper()
 	leaf.URL, leaf.Site = w.url(), name
 	s := &site{dir: r.t.TempDir(), name: name, opts: leaf, ns: r.ns}
