@@ -289,7 +289,7 @@ func (d *downlink) head(w *row) nats.Header {
 
 // note writes down how far the site has the hub's stream.
 func (d *downlink) note() error {
-	if d.at == d.noted || d.epoch == "" {
+	if d.epoch == "" || d.at == d.noted && (d.mark.seq == 0 || time.Since(d.mark.at) < d.s.config().MaxAge/4) {
 		return nil
 	}
 	return d.write()
@@ -306,7 +306,7 @@ func (d *downlink) write() error {
 	return err
 }
 
-// refresh writes it again before the stream drops it for its age or its size.
+// refresh writes it again before the stream drops it for its size.
 func (d *downlink) refresh() error {
 	if d.mark.seq == 0 || d.epoch == "" {
 		return nil
@@ -315,9 +315,8 @@ func (d *downlink) refresh() error {
 	if err != nil {
 		return err
 	}
-	old := time.Since(d.mark.at) > d.s.config().MaxAge/4
 	low := st.last-st.first > 1000 && d.mark.seq < st.first+(st.last-st.first)/4
-	if old || low || d.mark.seq < st.first {
+	if low || d.mark.seq < st.first {
 		return d.write()
 	}
 	return nil

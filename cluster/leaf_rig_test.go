@@ -91,6 +91,7 @@ type site struct {
 	dir  string
 	name string
 	opts LeafOptions
+	more BrokerOptions
 	ns   []topic.NamespaceOptions
 }
 
@@ -111,7 +112,7 @@ func (s *site) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
+	n := &node{t: t, Broker: NewBroker(l, s.more), got: newReceiver()}
 	n.SetNamespaces(namespaces(t, s.ns))
 	if err := n.Start(n.got); err != nil {
 		t.Fatal(err)

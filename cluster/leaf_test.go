@@ -389,6 +389,34 @@ func TestLeafWhatCrosses(t *testing.T) {
 	})
 }
 
+// A site that was ended knows what it has of the hub, also where ids are forgotten.
+func TestLeafPlace(t *testing.T) {
+	r := newRig(t)
+	w := r.wan()
+	s := r.site("berlin", w, LeafOptions{})
+	s.kill()
+	s.more.IdempotencyTTL = leastDuplicates
+	s.start(t)
+	s.waitUp(true)
+	n := 0
+	for range 3 {
+		for range 20 {
+			n++
+			r.hub.put("news:x", number("h", n))
+		}
+		until(t, "all at the site", func() bool { return len(s.all("news:x")) == n })
+		s.kill()
+		s.start(t)
+	}
+	r.hub.put("news:x", number("h", n+1))
+	same(t, "news:x", n+1, r.hub)
+	until(t, "all at the site", func() bool { return len(s.all("news:x")) > n })
+	if all := s.all("news:x"); len(all) != n+1 {
+		t.Errorf("%d instead of %d", len(all), n+1)
+	}
+	ordered(t, "site", s.all("news:x"))
+}
+
 // A hub that keeps no history of a namespace holds the rest up no longer than until
 // it does.
 func TestLeafHubWithoutNamespace(t *testing.T) {
