@@ -191,6 +191,18 @@ func TestLeafUnknownOutcome(t *testing.T) {
 	same(t, "news:x", 3, s.node, r.hub)
 }
 
+// Nothing is answered that does not wait for the hub.
+func TestLeafNothingWaits(t *testing.T) {
+	r := newRig(t)
+	s := r.site("berlin", r.wan(), LeafOptions{})
+	if err := s.link.js.DeleteStream(t.Context(), s.leaf.up.s.name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.publish("news:x", "a1", longStored); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestLeafFull(t *testing.T) {
 	const room = 64 << 10
 	big := strings.Repeat("0", 1000)
@@ -229,8 +241,12 @@ func TestLeafFull(t *testing.T) {
 	t.Run("drop oldest", func(t *testing.T) {
 		r := newRig(t)
 		w := r.wan()
-		w.Cut()
 		s := r.site("berlin", w, LeafOptions{StoreBytes: room, DropOldest: true})
+		s.put("news:y", "a1")
+		same(t, "news:y", 1, s.node, r.hub)
+		until(t, "known", func() bool { return s.Counts().Leaf.Waiting == 0 })
+		w.Cut()
+		s.waitUp(false)
 		const n = 300
 		for i := range n {
 			s.put("news:x", number(i+1))
@@ -250,13 +266,15 @@ func TestLeafFull(t *testing.T) {
 		if int(c.Dropped)+len(all) != n || c.Dropped < 200 {
 			t.Errorf("%d at the hub, %+v", len(all), c)
 		}
-		// The mark was dropped, too: how far the hub has it is known all the same.
 		s.kill()
 		s.start(t)
 		s.put("news:x", number(n+1))
 		until(t, "the next", func() bool { have := r.hub.all("news:x"); return have[len(have)-1] == number(n+1) })
 		if again := r.hub.all("news:x"); len(again) != len(all)+1 {
 			t.Errorf("%d at the hub, then %d", len(all), len(again))
+		}
+		if all := r.hub.all("news:y"); len(all) != 1 {
+			t.Errorf("what the hub had came again: %v", all)
 		}
 	})
 }
@@ -406,6 +424,8 @@ func TestLeafPlace(t *testing.T) {
 		}
 		until(t, "all at the site", func() bool { return len(s.all("news:x")) == n })
 		s.kill()
+		killed := time.Now()
+		until(t, "ids forgotten", func() bool { return time.Since(killed) > 2*leastDuplicates })
 		s.start(t)
 	}
 	r.hub.put("news:x", number("h", n+1))

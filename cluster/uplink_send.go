@@ -86,15 +86,9 @@ func (u *uplink) awaitHub(ctx context.Context) {
 	}
 }
 
-// watch looks at the stream; where it has dropped the mark with the oldest, that is
-// written again.
+// watch looks at the stream.
 func (u *uplink) watch(ctx context.Context) {
-	err := u.look()
-	if err == nil && u.first > u.marked {
-		u.lost = u.marked
-		err = u.mark(ctx)
-	}
-	if err != nil && ctx.Err() == nil {
+	if err := u.look(); err != nil && ctx.Err() == nil {
 		if quiet, ok := u.seldom.Pass(10 * time.Second); ok {
 			u.l.log.Warn("what waits for the hub was not looked at", "err", err, "quiet", quiet)
 		}
@@ -134,9 +128,6 @@ func (u *uplink) send(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	u.noteDropped(rows[0].seq)
-	if rows[len(rows)-1].seq == u.marked && len(rows) == 1 {
-		return 0, nil // nothing but the mark
-	}
 	begun := 0
 	for begun < len(rows) {
 		n, do := u.part(rows[begun:])
@@ -148,38 +139,26 @@ func (u *uplink) send(ctx context.Context) (int, error) {
 	if begun == 0 {
 		return 0, err
 	}
-	gone := rows[:begun]
-	n := 0
-	for i := range gone {
-		if u.namespace(&gone[i]) != tokenMark {
-			n++
-		}
+	u.at = rows[begun-1].seq
+	u.forwarded.Add(uint64(begun))
+	u.noteSent(rows[:begun])
+	// The mark comes before the purge: what is gone is known to be.
+	e := u.note(ctx)
+	if e == nil {
+		e = u.purge(ctx)
 	}
-	u.at = gone[begun-1].seq
-	u.forwarded.Add(uint64(n))
-	if n > 0 {
-		u.noteSent(gone)
-		// The mark comes before the purge: what is gone is known to be.
-		e := u.mark(ctx)
-		if e == nil {
-			e = u.purge(ctx)
-		}
-		if e == nil {
-			e = u.look()
-		}
-		if err == nil {
-			err = e
-		}
+	if e == nil {
+		e = u.look()
 	}
-	return n, err
+	if err == nil {
+		err = e
+	}
+	return begun, err
 }
 
 // noteDropped counts what is gone before the hub had it.
 func (u *uplink) noteDropped(first uint64) {
 	gone := first - u.at - 1
-	if gone > 0 && u.lost > u.at && u.lost < first {
-		gone-- // a mark
-	}
 	if gone == 0 {
 		return
 	}
@@ -191,11 +170,8 @@ func (u *uplink) noteDropped(first uint64) {
 // part is what goes up next in one way, and the way.
 func (u *uplink) part(rows []row) (int, func(context.Context) error) {
 	kind := func(w *row) (ns string, single bool) {
-		if ns = u.namespace(w); ns == tokenMark {
-			return ns, false
-		}
 		r, err := decode(w.data)
-		return ns, err != nil || r.flags&(flagVersion|flagRemoved) != 0
+		return u.namespace(w), err != nil || r.flags&(flagVersion|flagRemoved) != 0
 	}
 	ns, single := kind(&rows[0])
 	n := 1
@@ -207,10 +183,7 @@ func (u *uplink) part(rows []row) (int, func(context.Context) error) {
 		n++
 	}
 	rows = rows[:n]
-	switch {
-	case ns == tokenMark:
-		return n, func(context.Context) error { return nil }
-	case single || n == 1:
+	if single || n == 1 {
 		return n, func(ctx context.Context) error { return u.each(ctx, rows) }
 	}
 	return n, func(ctx context.Context) error {
