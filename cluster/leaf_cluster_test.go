@@ -73,14 +73,14 @@ func TestLeafHubCluster(t *testing.T) {
 	go func() {
 		k := 0
 		defer func() { stepped <- k }()
-		for {
+		for k < 8 {
 			if _, err := r.hub.link.nc.Request("$JS.API.STREAM.LEADER.STEPDOWN.perch_h_news", nil, 500*time.Millisecond); err == nil {
 				k++
 			}
 			select {
 			case <-stop:
 				return
-			case <-time.After(30 * time.Millisecond):
+			case <-time.After(100 * time.Millisecond):
 			}
 		}
 	}()

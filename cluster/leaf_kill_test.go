@@ -29,7 +29,7 @@ func siteProcess(dir string) {
 		}
 	}
 	l, err := Open(Options{Name: "berlin", Server: ServerOptions{
-		Dir: dir, SyncInterval: time.Minute, StoreBytes: 1 << 30, Leaf: LeafOptions{URL: os.Getenv(siteHubEnv), Site: "berlin"},
+		Dir: dir, StoreBytes: 1 << 30, Leaf: LeafOptions{URL: os.Getenv(siteHubEnv), Site: "berlin"},
 	}})
 	fail(err)
 	b := NewBroker(l, BrokerOptions{})

@@ -92,6 +92,7 @@ type site struct {
 	name string
 	opts LeafOptions
 	more BrokerOptions
+	sync time.Duration // 0: each answer waits for the disk
 	ns   []topic.NamespaceOptions
 }
 
@@ -107,7 +108,7 @@ func (s *site) start(t testing.TB) {
 	t.Helper()
 	l, err := Open(Options{
 		Name: s.name, Timeout: 2 * time.Second,
-		Server: ServerOptions{Dir: s.dir, SyncInterval: time.Minute, StoreBytes: 1 << 30, Leaf: s.opts},
+		Server: ServerOptions{Dir: s.dir, SyncInterval: s.sync, StoreBytes: 1 << 30, Leaf: s.opts},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -207,11 +207,7 @@ func (u *uplink) put(s *stream, seq uint64, h nats.Header, data []byte, done fun
 	if id := h[headerMsgID]; len(id) > 0 {
 		head[headerID] = id
 	}
-	return u.l.b.out.send(&message{subject: u.s.stored + namespaceToken(s.namespace), header: head, data: data, got: func(m *nats.Msg, err error) bool {
-		_, err = readAck(m, err)
-		done(err)
-		return false
-	}})
+	return u.s.tryStore(u.s.stored+namespaceToken(s.namespace), head, data, func(_ ack, err error) { done(err) })
 }
 
 // waits is told what became of one that was to wait.

@@ -35,6 +35,7 @@ var errRefused = errors.New("cluster: batch refused")
 // run sends up what waits, in its order.
 func (u *uplink) run() {
 	life := u.l.b.life
+	defer u.close()
 	look := time.NewTicker(uplinkLook)
 	defer look.Stop()
 	wait := uplinkRetry
@@ -71,6 +72,15 @@ func (u *uplink) run() {
 				wait = uplinkRetry
 			}
 		}
+	}
+}
+
+// close ends what waits for the disk.
+func (u *uplink) close() {
+	u.opens.Lock() // open sees that all has ended, or has ended itself
+	defer u.opens.Unlock()
+	if u.s.blocks != nil {
+		u.s.blocks.close()
 	}
 }
 

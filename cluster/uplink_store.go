@@ -44,6 +44,9 @@ func (u *uplink) open() error {
 	if u.ready.Load() {
 		return nil
 	}
+	if err := u.l.b.life.Err(); err != nil {
+		return err
+	}
 	b := u.l.b
 	err := u.make(u.s, func(c *jetstream.StreamConfig) {
 		c.Description = "perch: what waits for the hub"
@@ -63,6 +66,15 @@ func (u *uplink) open() error {
 	if err != nil {
 		return err
 	}
+	if st.last == 0 {
+		// It is never empty: its files would begin anew, and what is forced to the disk
+		// is followed by their numbers.
+		first := func(done func(uint64, error)) { u.s.store(u.s.stored+tokenMark, nil, encodePlace("", 0), done) }
+		if _, err = waitFor(b.life, first); err != nil {
+			return err
+		}
+		st = streamState{first: 1, last: 1}
+	}
 	last, err := waitFor(b.life, func(done func(*row, error)) { u.mark.last(u.mark.stored+tokenMark, done) })
 	if err != nil {
 		return err
@@ -77,7 +89,7 @@ func (u *uplink) open() error {
 		// The sequences that follow may have been used before the machine stopped.
 		m.ID = newEpoch()
 	}
-	u.id, u.at = m.ID, min(max(m.At, max(st.first, 1)-1), st.last)
+	u.id, u.at = m.ID, min(max(m.At, st.first-1, 1), st.last) // the first one is none
 	if m.Sent != nil {
 		u.sent = m.Sent
 	}
@@ -85,6 +97,9 @@ func (u *uplink) open() error {
 		return err
 	}
 	if err := u.look(); err != nil {
+		return err
+	}
+	if err := u.s.openBlocks(); err != nil {
 		return err
 	}
 	u.ready.Store(true)
@@ -103,7 +118,7 @@ func (u *uplink) look() error {
 		return err
 	}
 	u.mu.Lock()
-	u.had = waiting{int64(st.messages), int64(st.bytes)}
+	u.had = waiting{int64(st.last - min(st.last, max(u.at, st.first-1))), int64(st.bytes)}
 	u.come.messages -= before.messages
 	u.come.bytes -= before.bytes
 	u.mu.Unlock()
@@ -120,10 +135,10 @@ func (u *uplink) note(ctx context.Context) error {
 	return err
 }
 
-// purge drops what the hub has.
+// purge drops what the hub has, but for the last one.
 func (u *uplink) purge(ctx context.Context) error {
 	_, err := waitFor(ctx, func(done func(*nats.Msg, error)) {
-		u.s.ask("$JS.API.STREAM.PURGE."+u.s.name, map[string]uint64{"seq": u.at + 1}, func(m *nats.Msg, err error) bool {
+		u.s.ask("$JS.API.STREAM.PURGE."+u.s.name, map[string]uint64{"seq": u.at}, func(m *nats.Msg, err error) bool {
 			done(m, err)
 			return false
 		})
