@@ -163,7 +163,7 @@ func waitFor[T any](ctx context.Context, do func(func(T, error))) (T, error) {
 	}
 }
 
-// pause waits; false: ctx has ended. What comes on wake ends it early.
+// pauseFor waits; false: ctx has ended. What comes on wake ends it early.
 func pauseFor(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
