@@ -11,6 +11,7 @@ import (
 
 	"perch/auth"
 	"perch/cluster"
+	"perch/internal/stats"
 )
 
 // natsDir is where the embedded server keeps its streams, in the data directory.
@@ -68,6 +69,7 @@ func (o *Options) linkOptions(s *Server) cluster.Options {
 			Dir: filepath.Join(o.DataDir, natsDir), Listen: n.Listen, StoreBytes: int64(n.StoreBytes), SyncInterval: interval,
 			Leaf: cluster.LeafOptions{
 				URL: n.Leaf.URL, Site: n.Leaf.Site, Credentials: n.Leaf.Credentials, TLS: cluster.TLSOptions(n.Leaf.TLS),
+				StoreBytes: int64(n.Leaf.StoreBytes), DropOldest: n.Leaf.Full == LeafDropOldest,
 			},
 		},
 	}
@@ -153,6 +155,21 @@ func (s *Server) awaitBroker(ctx context.Context, failed <-chan error) error {
 	}
 }
 
+// leafStats is what /metrics shows of the way to the hub; nil: there is none.
+func (s *Server) leafStats() *stats.Leaf {
+	if s.broker == nil {
+		return nil
+	}
+	l := s.broker.Counts().Leaf
+	if l == nil {
+		return nil
+	}
+	return &stats.Leaf{
+		Up: l.Up, Waiting: l.Waiting, WaitingBytes: l.WaitingBytes, WaitingLimit: l.WaitingMost,
+		Forwarded: l.Forwarded, Refused: l.Refused, Dropped: l.Dropped, Received: l.Received,
+	}
+}
+
 // nats checks what engine nats needs.
 func (c *checker) nats(o *Options) {
 	n := &o.NATS
@@ -195,6 +212,11 @@ func (c *checker) nats(o *Options) {
 		if err := cluster.CheckPrefix(n.Leaf.Site); err != nil {
 			c.fail("nats.leaf.site", "%v", err)
 		}
+	}
+	c.count("nats.leaf.store_bytes", n.Leaf.StoreBytes, 1<<20, 1<<50)
+	c.oneOf("nats.leaf.full", n.Leaf.Full, LeafRefuse, LeafDropOldest)
+	if n.Leaf.URL != "" && n.Listen != "" {
+		c.fail("nats.listen", "takes other nodes, and with nats.leaf.url a site is one node: leave one of them out")
 	}
 	for _, f := range []struct{ key, file string }{
 		{"nats.credentials", n.Credentials}, {"nats.nkey", n.NKey}, {"nats.tls.ca", n.TLS.CA}, {"nats.tls.cert", n.TLS.Cert},

@@ -194,7 +194,19 @@ type LeafOptions struct {
 	Site        string         `koanf:"site"`
 	Credentials string         `koanf:"credentials"`
 	TLS         NATSTLSOptions `koanf:"tls"`
+	// StoreBytes bounds the publications that wait for the hub. Full says what
+	// becomes of the next ones then: LeafRefuse or LeafDropOldest.
+	StoreBytes int    `koanf:"store_bytes" unit:"bytes"`
+	Full       string `koanf:"full"`
 }
+
+// The values of nats.leaf.full.
+const (
+	// LeafRefuse answers that there is no room.
+	LeafRefuse = "refuse"
+	// LeafDropOldest drops what has waited longest for the hub.
+	LeafDropOldest = "drop_oldest"
+)
 
 // The values of engine.
 const (
@@ -360,7 +372,10 @@ func DefaultOptions() Options {
 			RecoveryLimit: 300, HistoryMetaTTL: time.Hour, IdempotencyTTL: 5 * time.Minute,
 			JoinLeaveInterval: 200 * time.Millisecond, PositionInterval: 40 * time.Second,
 		},
-		NATS: NATSOptions{Prefix: "perch", Replicas: 1, Timeout: 5 * time.Second, QueueBytes: 64 << 20, Sync: SyncAlways},
+		NATS: NATSOptions{
+			Prefix: "perch", Replicas: 1, Timeout: 5 * time.Second, QueueBytes: 64 << 20, Sync: SyncAlways,
+			Leaf: LeafOptions{StoreBytes: 256 << 20, Full: LeafRefuse},
+		},
 		WebSocket: WebSocketOptions{
 			Path: "/connection/websocket", UniPath: "/connection/uni_websocket", MessageSize: 64 << 10, CompressionThreshold: 256,
 		},

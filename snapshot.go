@@ -82,7 +82,7 @@ func (s *Server) snapshot() stats.Snapshot {
 		StoreFailures: failures, StoreFailing: failing, HTTPPanics: s.httpPanics.Load(),
 		Reloads: s.reloadOutcomes(), AcceptErrors: n.AcceptErrors, LoopLag: n.Lag.Seconds(),
 		TokensIssued: s.issued.Map(), TokensRefused: s.refused.Map(), API: s.apiCalls.Map(),
-		Backend: s.backend.Stats(), Nodes: s.nodeStats(),
+		Backend: s.backend.Stats(), Nodes: s.nodeStats(), Leaf: s.leafStats(),
 	}
 	out.Refused["hard_cap"] = n.Refused
 	if s.broker != nil {

@@ -56,6 +56,7 @@ type Broker struct {
 	log  *slog.Logger
 	opts BrokerOptions
 
+	leaf     *leaf // nil: this node's server is none
 	local    *topic.Memory
 	receiver topic.Receiver
 	out      *sender
@@ -100,6 +101,9 @@ func NewBroker(l *Link, o BrokerOptions) *Broker {
 	b := &Broker{link: l, log: l.log, opts: o, local: topic.NewMemory(o.Memory), seed: maphash.MakeSeed(), watchEvery: watchInterval}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.streams.Store(&map[string]*stream{})
+	if l.opts.Server.Leaf.URL != "" {
+		b.leaf = newLeaf(b)
+	}
 	for i := range b.subjects {
 		b.subjects[i] = l.Prefix() + "." + subjectPublish + "." + strconv.Itoa(i)
 	}
@@ -121,6 +125,11 @@ func (b *Broker) Start(r topic.Receiver) error {
 		err = b.listen()
 	}
 	if err != nil {
+		return err
+	}
+	if b.leaf != nil {
+		b.done.Go(b.leaf.run)
+	} else if err := b.serveSites(); err != nil {
 		return err
 	}
 	b.link.OnChange(nil, func() { b.replies.failAll(ErrUnavailable) })
@@ -356,6 +365,7 @@ type BrokerCounts struct {
 	Repaired  uint64 // deliveries that had to be read, because they did not come
 	Dropped   uint64 // messages that came faster than they could be taken
 	Malformed uint64 // messages of no version that is known
+	Leaf      *LeafCounts
 }
 
 // Counts reads the counters. Safe from any goroutine, once the broker is started.
@@ -363,6 +373,6 @@ func (b *Broker) Counts() BrokerCounts {
 	return BrokerCounts{
 		Connected: b.link.Connected(), Losses: b.link.Losses(), Waiting: b.replies.waiting(), Queued: b.out.queued(),
 		Unsent: b.unsent.Load(), Refused: b.refused.Load(), Failed: b.failed.Load(), Undone: b.undone.Load(),
-		Repaired: b.repaired.Load(), Dropped: b.link.Dropped(), Malformed: b.malformed.Load(),
+		Repaired: b.repaired.Load(), Dropped: b.link.Dropped(), Malformed: b.malformed.Load(), Leaf: b.leaf.counts(),
 	}
 }

@@ -20,6 +20,8 @@ const (
 	flagRemoved = 1 << 4
 	// flagEpoch marks a message that holds the epoch of its stream.
 	flagEpoch = 1 << 5
+	// flagPlace marks a message that says up to where a leaf has the hub's stream.
+	flagPlace = 1 << 6
 )
 
 // record is a message of a stream or between nodes.
@@ -28,10 +30,11 @@ type record struct {
 	topic        string
 	version      uint64
 	versionEpoch string
-	// previous is, with flagRemoved, the offset at which the topic stood.
+	// previous is, with flagRemoved, the offset at which the topic stood; with
+	// flagPlace that of the hub's stream.
 	previous uint64
 	pub      *topic.Publication
-	epoch    string // with flagEpoch
+	epoch    string // with flagEpoch, and flagPlace: the hub's
 }
 
 var errFormat = errors.New("cluster: not a message of this version")
@@ -90,6 +93,11 @@ func encodeEpoch(epoch string) []byte {
 	return append(appendString([]byte{formatOne, flagEpoch}, ""), epoch...)
 }
 
+// encodePlace notes that a leaf has the hub's stream up to an offset.
+func encodePlace(epoch string, at uint64) []byte {
+	return append(binary.AppendUvarint(appendString([]byte{formatOne, flagPlace}, ""), at), epoch...)
+}
+
 // topicOf is the name in a message, without the rest of it.
 func topicOf(b []byte) (string, error) {
 	d := decoder{b: b}
@@ -105,6 +113,10 @@ func decode(b []byte) (record, error) {
 	r.topic = d.string()
 	switch {
 	case r.flags&flagEpoch != 0:
+		r.epoch = string(d.b)
+		return r, d.err
+	case r.flags&flagPlace != 0:
+		r.previous = d.uvarint()
 		r.epoch = string(d.b)
 		return r, d.err
 	case r.flags&flagRemoved != 0:

@@ -68,7 +68,7 @@ func (s *stream) unfollow() {
 	}
 }
 
-type streamState struct{ first, last uint64 }
+type streamState struct{ first, last, messages, bytes uint64 }
 
 // state asks the leader where the stream stands.
 func (s *stream) state() (streamState, error) {
@@ -79,7 +79,7 @@ func (s *stream) state() (streamState, error) {
 		return streamState{}, fmt.Errorf("look at the stream: %w", err)
 	}
 	i := st.CachedInfo().State
-	return streamState{i.FirstSeq, i.LastSeq}, nil
+	return streamState{i.FirstSeq, i.LastSeq, i.Msgs, i.Bytes}, nil
 }
 
 // take is one message behind the last. Runs on the subscription's goroutine.

@@ -221,7 +221,7 @@ func (l *Link) Close() {
 // so that the hub's streams don't take what the site's have.
 func (l *Link) streamPrefix() string {
 	if l.opts.Server.Leaf.URL != "" {
-		return l.Prefix() + ".s." + l.opts.Server.Leaf.Site
+		return l.Prefix() + "." + subjectSites + "." + l.opts.Server.Leaf.Site
 	}
 	return l.Prefix()
 }

@@ -64,6 +64,23 @@ func expectLast(seq uint64) nats.Header {
 
 // store hands a message over that is to be stored; done gets its sequence.
 func (s *stream) store(subject string, h nats.Header, data []byte, done func(uint64, error)) {
+	if !s.tryStore(subject, h, data, func(a ack, err error) { done(a.Seq, err) }) {
+		done(0, topic.ErrFull)
+	}
+}
+
+// storeOwn stores what is published at this node. At a leaf it has its place among
+// what goes on to the hub before it is answered.
+func (s *stream) storeOwn(subject string, h nats.Header, data []byte, done func(uint64, error)) {
+	if l := s.b.leaf; l != nil {
+		l.up.keep(s, subject, h, data, done)
+		return
+	}
+	s.store(subject, h, data, done)
+}
+
+// tryStore is store; false: there is no room, and done is not called.
+func (s *stream) tryStore(subject string, h nats.Header, data []byte, done func(ack, error)) bool {
 	m := &message{subject: subject, header: h, data: data}
 	m.got = func(reply *nats.Msg, err error) bool {
 		a, err := readAck(reply, err)
@@ -71,12 +88,12 @@ func (s *stream) store(subject string, h nats.Header, data []byte, done func(uin
 			s.complain(err)
 		}
 		if s.blocks == nil {
-			done(a.Seq, err)
+			done(a, err)
 			return false
 		}
 		if err != nil {
 			s.blocks.answered()
-			done(a.Seq, err)
+			done(a, err)
 			return false
 		}
 		// It takes its room until the disk has it.
@@ -88,7 +105,7 @@ func (s *stream) store(subject string, h nats.Header, data []byte, done func(uin
 				s.complain(err)
 				err = ErrUnavailable
 			}
-			done(a.Seq, err)
+			done(a, err)
 		})
 		s.blocks.answered()
 		return false
@@ -96,12 +113,13 @@ func (s *stream) store(subject string, h nats.Header, data []byte, done func(uin
 	if s.blocks != nil {
 		s.blocks.begin()
 	}
-	if !s.b.out.send(m) {
-		if s.blocks != nil {
-			s.blocks.answered()
-		}
-		done(0, topic.ErrFull)
+	if s.b.out.send(m) {
+		return true
 	}
+	if s.blocks != nil {
+		s.blocks.answered()
+	}
+	return false
 }
 
 func (s *stream) complain(err error) {
@@ -134,11 +152,11 @@ func (s *stream) publish(name string, p *topic.Publication, o *topic.PublishOpti
 	}
 	data := encode(name, p, o)
 	if o.Version > 0 {
-		w := &versioned{s: s, subject: s.stored + t, data: data, header: h, version: o.Version, epoch: o.VersionEpoch, done: done}
+		w := &versioned{s: s, store: s.storeOwn, subject: s.stored + t, data: data, header: h, version: o.Version, epoch: o.VersionEpoch, done: done}
 		w.try()
 		return
 	}
-	s.store(s.stored+t, h, data, func(seq uint64, err error) { done(s.positionOf(seq, err)) })
+	s.storeOwn(s.stored+t, h, data, func(seq uint64, err error) { done(s.positionOf(seq, err)) })
 }
 
 func (s *stream) positionOf(seq uint64, err error) (topic.Position, error) {
@@ -148,9 +166,13 @@ func (s *stream) positionOf(seq uint64, err error) (topic.Position, error) {
 	return topic.Position{Offset: seq, Epoch: *s.epoch.Load()}, nil
 }
 
+// storing is storeOwn, or what else stores.
+type storing func(subject string, h nats.Header, data []byte, done func(uint64, error))
+
 // versioned stores a publication that is newer than the last one, or nothing.
 type versioned struct {
 	s       *stream
+	store   storing
 	subject string
 	data    []byte
 	header  nats.Header
@@ -179,7 +201,7 @@ func (w *versioned) try() {
 		for k, v := range w.header {
 			h[k] = v
 		}
-		w.s.store(w.subject, h, w.data, func(seq uint64, err error) {
+		w.store(w.subject, h, w.data, func(seq uint64, err error) {
 			if w.tries++; errors.Is(err, errConflict) {
 				if w.tries < conflictTries {
 					w.try()
@@ -199,10 +221,10 @@ func (s *stream) remove(name string, done func(error)) {
 		done(ErrUnavailable)
 		return
 	}
-	s.removeTry(name, 0, done)
+	s.removeTry(name, s.storeOwn, 0, done)
 }
 
-func (s *stream) removeTry(name string, tries int, done func(error)) {
+func (s *stream) removeTry(name string, store storing, tries int, done func(error)) {
 	subject := s.stored + token(name)
 	s.last(subject, func(last *row, err error) {
 		if err != nil || last == nil {
@@ -216,10 +238,10 @@ func (s *stream) removeTry(name string, tries int, done func(error)) {
 		}
 		h := expectLast(last.seq)
 		h[headerRollup] = []string{rollupSubject}
-		s.store(subject, h, encodeRemoved(name, last.seq), func(_ uint64, err error) {
+		store(subject, h, encodeRemoved(name, last.seq), func(_ uint64, err error) {
 			if errors.Is(err, errConflict) {
 				if tries < conflictTries {
-					s.removeTry(name, tries+1, done)
+					s.removeTry(name, store, tries+1, done)
 					return
 				}
 				err = ErrUnavailable

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(siteDirEnv); dir != "" {
+		siteProcess(dir)
+		return
+	}
 	goleak.VerifyTestMain(m,
 		// The NATS server keeps these for the life of the process.
 		goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server.(*syncOutSem).run"),

@@ -17,6 +17,7 @@ type row struct {
 	at      time.Time
 	subject string
 	data    []byte
+	head    nats.Header // as it was stored, and what the server adds; not of a leader's answer
 }
 
 const (
@@ -46,7 +47,7 @@ func rowOf(m *nats.Msg) (row, bool) {
 	if err != nil {
 		return row{}, false
 	}
-	r := row{seq: seq, subject: header(m, headerSubject), data: m.Data}
+	r := row{seq: seq, subject: header(m, headerSubject), data: m.Data, head: m.Header}
 	r.before, _ = strconv.ParseUint(header(m, headerBefore), 10, 64)
 	r.at, _ = time.Parse(time.RFC3339Nano, header(m, headerTime))
 	return r, true

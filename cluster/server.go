@@ -45,12 +45,19 @@ type LeafOptions struct {
 	Site        string
 	Credentials string
 	TLS         TLSOptions
+	// StoreBytes bounds what waits for the hub: 256 MiB where it is 0. Over it,
+	// publications are refused, or the oldest dropped.
+	StoreBytes int64
+	DropOldest bool
 }
 
 const (
 	startTimeout  = 30 * time.Second
 	leafReconnect = time.Second
 	syncBeside    = time.Second
+	// leafPing finds an uplink that was cut without a word; two may go unanswered.
+	leafPing  = 10 * time.Second
+	leafPings = 2
 )
 
 // startServer starts the embedded server.
@@ -148,6 +155,7 @@ func (l *LeafOptions) apply(opts *server.Options) error {
 	}
 	opts.JetStreamDomain = l.Site
 	opts.LeafNode.ReconnectInterval = leafReconnect
+	opts.PingInterval, opts.MaxPingsOut = leafPing, leafPings
 	opts.LeafNode.Remotes = []*server.RemoteLeafOpts{remote}
 	return nil
 }

@@ -52,6 +52,8 @@ type stream struct {
 	blocks  *blocks      // nil: answers don't wait for the disk; set before ready
 	suspect atomic.Int64 // Unix nanoseconds until which positions are compared one by one
 	seldom  pace.Seldom
+	began   atomic.Uint64 // where the message stood that this node first read the epoch from
+	kept    kept          // of a leaf
 
 	mu     sync.Mutex // held while a delivery is taken
 	sub    *nats.Subscription
@@ -118,6 +120,8 @@ func (s *stream) config() jetstream.StreamConfig {
 		AllowDirect: true, AllowRollup: true, Duplicates: max(leastDuplicates, min(s.b.opts.IdempotencyTTL, age)),
 		RePublish: &jetstream.RePublish{Source: s.stored + "*", Destination: s.deliver + "{{wildcard(1)}}"},
 	}
+	// Sites hand over what waited in batches that are stored whole or not at all.
+	c.AllowAtomicPublish = s.b.link.server == nil
 	if s.b.opts.HistoryBytes > 0 {
 		c.MaxBytes = s.b.opts.HistoryBytes
 	}
@@ -184,6 +188,9 @@ func (s *stream) begin() bool {
 					err = s.openBlocks()
 				}
 			}
+		}
+		if l := s.b.leaf; err == nil && l != nil {
+			err = l.begin(s)
 		}
 		if err == nil {
 			s.ready.Store(true)
@@ -303,6 +310,7 @@ func (s *stream) setEpoch(epoch string, m mark) {
 	if old := *s.epoch.Load(); old != epoch {
 		e := strings.Clone(epoch)
 		s.epoch.Store(&e)
+		s.began.Store(m.seq)
 		if old != "" {
 			s.log.Warn("history has a new epoch: clients are told that they can't recover", "epoch", epoch)
 		}

@@ -8,12 +8,20 @@ const (
 	subjectPublish = "p" // publications without a history: p.<shard>
 	subjectStored  = "h" // into the streams: h.<namespace>.<topic>
 	subjectDeliver = "d" // out of them, once they are stored: d.<namespace>.<topic>
+	subjectSites   = "s" // of a leaf's site: s.<site>.h and s.<site>.d as above
+	subjectUplink  = "o" // what waits there for the hub: s.<site>.o.<namespace>
+	subjectMark    = "a" // and how much of it the hub has: s.<site>.a.!at
+	subjectRead    = "u" // what sites ask of the hub's nodes: u.<namespace>
 
 	// tokenNone stands for the empty namespace, whose name no other can have.
 	tokenNone = "_"
 	// tokenEpoch is the place of a stream's epoch among its topics: no token of a
 	// topic holds a '!'.
 	tokenEpoch = "!epoch"
+	// tokenPlace is, in a leaf's stream, that of how far it has the hub's, tokenMark
+	// that of how much of its own the hub has.
+	tokenPlace = "!hub"
+	tokenMark  = "!at"
 )
 
 const hexDigits = "0123456789ABCDEF"

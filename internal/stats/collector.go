@@ -326,7 +326,7 @@ func table() []metric {
 					emit(float64(c.Limit), c.Backend)
 				}
 			}),
-	}, nodeRows()...)
+	}, append(nodeRows(), leafRows()...)...)
 }
 
 // collector makes Prometheus metrics of a Snapshot at each scrape.

@@ -69,6 +69,9 @@ func full() Snapshot {
 			Publications: map[string]uint64{"unsent": 171}, Deliveries: map[string]uint64{"repaired": 172}},
 		Nodes: &Nodes{Known: 921, Disagreeing: 922, Changes: map[string]uint64{"gone": 923}, Surveys: 924, Asked: 925,
 			Unanswered: 926, Busy: 927, Answered: 928, Refused: 929, Unsaid: 930, Malformed: 931},
+		Leaf: &Leaf{
+			Up: true, Waiting: 941, WaitingBytes: 942, WaitingLimit: 943, Forwarded: 944, Refused: 945, Dropped: 946, Received: 947,
+		},
 	}
 }
 
@@ -84,6 +87,14 @@ var wantFull = map[string]float64{
 	`perch_node_answers_refused_total`:        929,
 	`perch_node_news_dropped_total`:           930,
 	`perch_node_messages_malformed_total`:     931,
+	`perch_leaf_up`:                           1,
+	`perch_leaf_waiting`:                      941,
+	`perch_leaf_waiting_bytes`:                942,
+	`perch_leaf_waiting_bytes_limit`:          943,
+	`perch_leaf_forwarded_total`:              944,
+	`perch_leaf_refused_total`:                945,
+	`perch_leaf_dropped_total`:                946,
+	`perch_leaf_received_total`:               947,
 
 	`perch_build_info{goversion="` + runtime.Version() + `",revision="abc",version="1.2.3"}`: 1,
 	`perch_ready`:                                           1,

@@ -113,6 +113,7 @@ type Snapshot struct {
 	Backend Backend
 	Broker  Broker
 	Nodes   *Nodes // nil: there is no cluster
+	Leaf    *Leaf  // nil: the node is none
 }
 
 // Traffic is what came in and what went out.
