@@ -1,0 +1,77 @@
+package perch_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/centrifugal/centrifuge-go"
+
+	"perch/topic"
+)
+
+var clusterNews = topic.NamespaceOptions{Name: "news", HistorySize: 100, HistoryTTL: time.Hour, HistoryMetaTTL: time.Hour, ForceRecovery: true}
+
+// TestClusterDelivery: whoever publishes, and on whichever node, subscribers on
+// all nodes get it once, and in one order.
+func TestClusterDelivery(t *testing.T) {
+	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}})
+	for _, name := range []string{"plain", "news:a"} {
+		t.Run(name, func(t *testing.T) {
+			var subs []*subscription
+			var clients []*sdk
+			for i, n := range c.nodes {
+				for k, create := range []func(string, centrifuge.Config) *centrifuge.Client{centrifuge.NewJsonClient, centrifuge.NewProtobufClient} {
+					client := n.dial(t, create)
+					sub := client.subscribe(t, name, centrifuge.SubscriptionConfig{})
+					await(t, fmt.Sprintf("subscribed %d.%d", i, k), sub.subscribed)
+					clients, subs = append(clients, client), append(subs, sub)
+				}
+			}
+			const each = 10
+			count := 0
+			for i := range each {
+				for k, n := range c.nodes {
+					n.must(name, fmt.Sprintf("api-%d-%d", k, i))
+					if _, err := clients[2*k+i%2].Publish(bounded(t), name, rawJSON(fmt.Sprintf("client-%d-%d", k, i))); err != nil {
+						t.Fatal(err)
+					}
+					count += 2
+				}
+			}
+			for k, n := range c.nodes { // behind which nothing comes
+				n.must(name, fmt.Sprintf("api-%d-end", k))
+				count++
+			}
+			var first []string
+			for i, sub := range subs {
+				var got []string
+				last := map[string]string{}
+				var offset uint64
+				for range count {
+					p := await(t, fmt.Sprintf("publication %d of %d at %d", len(got), count, i), sub.published)
+					text := string(p.Data)
+					got = append(got, text)
+					// Each node's are in their order, with a history or without.
+					from := text[:strings.LastIndexByte(text, '-')]
+					if last[from] >= text {
+						t.Errorf("subscriber %d: %s behind %s", i, text, last[from])
+					}
+					last[from] = text
+					if strings.Contains(name, ":") && p.Offset <= offset {
+						t.Errorf("subscriber %d: offset %d behind %d", i, p.Offset, offset)
+					}
+					offset = p.Offset
+				}
+				if strings.Contains(name, ":") {
+					if first == nil {
+						first = got
+					} else if strings.Join(first, " ") != strings.Join(got, " ") {
+						t.Errorf("subscriber %d has another order:\n%v\n%v", i, first, got)
+					}
+				}
+			}
+		})
+	}
+}
