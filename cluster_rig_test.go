@@ -191,13 +191,14 @@ drain:
   budget: 2s
 %s
 topics:
-  recovery_limit: %d
+  recovery_limit: %[10]d
+  history_limit: %[10]d
   join_leave_interval: 5ms
   default:
     allow_subscribe_for_client: true
     allow_publish_for_client: true
   namespaces:
-%s`, n.public, n.admin, filepath.Join(dir, "data"), urls, n.name, n.c.prefix, clusterKey, testSecret, extra, clusterRecoveryLimit, n.c.topics)
+%[11]s`, n.public, n.admin, filepath.Join(dir, "data"), urls, n.name, n.c.prefix, clusterKey, testSecret, extra, clusterRecoveryLimit, n.c.topics)
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		n.c.t.Fatal(err)
 	}

@@ -45,9 +45,12 @@ const modelRecoveryLimit = 60
 // recoveryModel is one run.
 type recoveryModel struct {
 	server *server
-	seed   uint64
-	topics []modelTopic
-	every  time.Duration // the time between two bursts of a publisher
+	// cluster, where set, takes the place of server.
+	cluster *clusterModel
+	seed    uint64
+	topics  []modelTopic
+	limit   int           // of publications that a recovery hands over
+	every   time.Duration // the time between two bursts of a publisher
 
 	mu sync.Mutex
 	// published is what the oracle knows: by topic, epoch and offset.
@@ -99,11 +102,20 @@ func (m *recoveryModel) saw(name string, at topic.Position, data string) {
 
 // publish makes one publication and tells the oracle.
 func (m *recoveryModel) publish(ctx context.Context, name, data string, delta bool) error {
+	if m.cluster != nil {
+		return m.cluster.publish(ctx, name, data, delta)
+	}
 	at := time.Now()
 	pos, err := m.server.PublishRequest(ctx, name, &topic.Publication{Data: []byte(data)}, topic.PublishRequest{Delta: delta})
 	if err != nil {
 		return err
 	}
+	m.acknowledged(name, pos, data, at)
+	return nil
+}
+
+// acknowledged tells the oracle of a publication that was begun at a time.
+func (m *recoveryModel) acknowledged(name string, pos topic.Position, data string, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, twice := m.published[name][pos]; twice {
@@ -113,7 +125,29 @@ func (m *recoveryModel) publish(ctx context.Context, name, data string, delta bo
 	if top := m.tops[name]; top.Epoch != pos.Epoch || top.Offset < pos.Offset {
 		m.tops[name] = pos
 	}
-	return nil
+}
+
+// address is where a client connects to.
+func (m *recoveryModel) address(rng *rand.Rand) string {
+	if m.cluster != nil {
+		return m.cluster.address(rng)
+	}
+	return m.server.public
+}
+
+// fault is what happens to a client only where something else has failed.
+func (m *recoveryModel) fault(format string, args ...any) {
+	if m.cluster == nil || !m.cluster.fault() {
+		m.complain(format, args...)
+	}
+}
+
+// follows tells whether an offset may come behind where a client stands.
+func (m *recoveryModel) follows(p *modelPlace, offset uint64) bool {
+	if m.cluster != nil {
+		return m.cluster.follows(p, offset)
+	}
+	return offset == p.at.Offset+1
 }
 
 func (m *recoveryModel) top(name string) topic.Position {
@@ -124,6 +158,9 @@ func (m *recoveryModel) top(name string) topic.Position {
 
 // check holds all against the oracle, when everybody has come to rest.
 func (m *recoveryModel) check() {
+	if m.cluster != nil {
+		m.cluster.adopt()
+	}
 	m.sorted = map[string][]topic.Position{}
 	for name, all := range m.published {
 		m.sorted[name] = slices.SortedFunc(maps.Keys(all), comparePositions)
@@ -147,7 +184,7 @@ func (m *recoveryModel) check() {
 		}
 	}
 	for _, r := range m.refusals {
-		if why := m.unjust(r); why != "" {
+		if why := m.unjust(r); why != "" && !m.cluster.pardon(r) {
 			m.complain("%s: recovery from %v to %v refused: %s", r.name, r.since, r.top, why)
 		}
 	}
@@ -184,7 +221,7 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 		return "the topic went backwards"
 	}
 	missed := m.between(r.name, r.since, r.top)
-	if len(missed) > min(o.HistorySize, modelRecoveryLimit) {
+	if len(missed) > min(o.HistorySize, m.limit) {
 		return ""
 	}
 	if len(missed) > 0 && !missed[0].at.Add(o.HistoryTTL).After(r.at) {
@@ -198,7 +235,7 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 
 func newRecoveryModel(seed uint64, topics []modelTopic) *recoveryModel {
 	m := &recoveryModel{
-		seed: seed, topics: topics, every: 2 * time.Millisecond, tops: map[string]topic.Position{},
+		seed: seed, topics: topics, limit: modelRecoveryLimit, every: 2 * time.Millisecond, tops: map[string]topic.Position{},
 		published: map[string]map[topic.Position]modelPublication{}, seen: map[string]map[topic.Position]string{},
 	}
 	for _, mt := range topics {
@@ -247,6 +284,9 @@ func (m *recoveryModel) run(ctx context.Context, publishers, clients int) {
 		reading.Go(func() { newModelClient(m, k, rest).run(ctx) })
 	}
 	publishing.Wait()
+	if m.cluster != nil {
+		m.cluster.rest()
+	}
 	close(rest) // what is published is known: the clients can tell when they have it
 	reading.Wait()
 	m.check()
@@ -271,7 +311,7 @@ func (m *recoveryModel) publisher(ctx context.Context, k int) {
 				data = fmt.Sprintf(`{"publisher":%d,"document":"%s","n":%d}`, k, strings.Repeat("the same each time ", 20), n)
 			}
 			if err := m.publish(context.WithoutCancel(ctx), mt.name, data, mt.delta && rng.IntN(5) > 0); err != nil {
-				m.complain("publish: %v", err)
+				m.fault("publish: %v", err)
 			}
 		}
 	}
