@@ -31,8 +31,8 @@ func between(rng *rand.Rand, least, most time.Duration) time.Duration {
 var clusterFaults = []clusterFault{
 	{"a node is killed", func(ctx context.Context, k *clusterModel, rng *rand.Rand) error {
 		n := k.c.nodes[rng.IntN(len(k.c.nodes))]
-		k.setDown(n, true)
 		n.kill()
+		k.setDown(n, true)
 		lasting(between(rng, 300*time.Millisecond, time.Second))
 		n.start()
 		if err := n.process.WaitHTTP(ctx, "http://"+n.admin+"/readyz"); err != nil {

@@ -59,6 +59,7 @@ type clusterNode struct {
 	links         []*testkit.Proxy // to the servers of NATS; none: it goes there directly
 	client        *http.Client
 	process       *testkit.Process
+	killed        bool // by the test
 }
 
 type clusterOptions struct {
@@ -227,13 +228,13 @@ func (n *clusterNode) begin(bin string) {
 		n.c.t.Fatal(err)
 	}
 	first := n.process == nil
-	n.process = p
+	n.process, n.killed = p, false
 	if !first {
 		return
 	}
 	n.c.t.Cleanup(func() {
 		_ = n.process.Signal(syscall.SIGCONT)
-		if err := n.process.Stop(20 * time.Second); err != nil && !n.killed() {
+		if err := n.process.Stop(20 * time.Second); err != nil && !n.killed {
 			n.c.t.Errorf("%s: stop: %v", n.name, err)
 		}
 		out := n.process.Output()
@@ -244,16 +245,6 @@ func (n *clusterNode) begin(bin string) {
 			n.c.t.Logf("log of %s:\n%s", n.name, out)
 		}
 	})
-}
-
-// killed tells whether the process ended by SIGKILL, which is what the test did.
-func (n *clusterNode) killed() bool {
-	select {
-	case <-n.process.Exited():
-		return strings.Contains(fmt.Sprint(n.process.Stop(0)), "signal: killed")
-	default:
-		return false
-	}
 }
 
 func (n *clusterNode) waitReady() {
@@ -267,6 +258,7 @@ func (n *clusterNode) waitReady() {
 
 // kill ends the node at once.
 func (n *clusterNode) kill() {
+	n.killed = true
 	_ = n.process.Signal(syscall.SIGKILL)
 	<-n.process.Exited()
 }

@@ -5,17 +5,16 @@ import (
 	"sync"
 )
 
-// Proxy forwards TCP connections, and can be a link that fails. Its methods are
-// safe from any goroutine.
+// Proxy forwards TCP connections to one address, and can be a link that fails.
+// Its methods are safe from any goroutine.
 type Proxy struct {
 	l  net.Listener
-	to []string
+	to string
 
 	mu    sync.Mutex
 	state linkState
 	turn  chan struct{} // closed when the state changes
 	conns map[net.Conn]struct{}
-	count int // of the connections that came, for the turn of to
 	done  sync.WaitGroup
 }
 
@@ -28,9 +27,8 @@ const (
 	linkClosed
 )
 
-// NewProxy listens on a free port of 127.0.0.1. Of several addresses each
-// connection goes to the next one that takes it.
-func NewProxy(to ...string) (*Proxy, error) {
+// NewProxy listens on a free port of 127.0.0.1.
+func NewProxy(to string) (*Proxy, error) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -129,8 +127,8 @@ func (p *Proxy) serve(c net.Conn) {
 	if !p.pass() {
 		return
 	}
-	to := p.dial()
-	if to == nil || !p.keep(to) {
+	to, err := net.DialTimeout("tcp", p.to, Timeout)
+	if err != nil || !p.keep(to) {
 		return
 	}
 	defer p.drop(to)
@@ -138,19 +136,6 @@ func (p *Proxy) serve(c net.Conn) {
 	both.Go(func() { p.forward(to, c) })
 	p.forward(c, to)
 	both.Wait()
-}
-
-func (p *Proxy) dial() net.Conn {
-	p.mu.Lock()
-	p.count++
-	turn := p.count
-	p.mu.Unlock()
-	for i := range p.to {
-		if c, err := net.DialTimeout("tcp", p.to[(turn+i)%len(p.to)], Timeout); err == nil {
-			return c
-		}
-	}
-	return nil
 }
 
 // forward copies until one side ends, and then ends both.

@@ -1,0 +1,206 @@
+package perch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/centrifugal/centrifuge-go"
+
+	"perch/internal/testkit"
+	"perch/topic"
+)
+
+// failsTemporarily publishes into a history that can't be reached.
+func failsTemporarily(t *testing.T, n *clusterNode, name string) {
+	t.Helper()
+	_, err := n.publish(bounded(t), clusterPublish{Channel: name, Data: rawJSON("not known to be stored")})
+	var answered *apiFailure
+	if !errors.As(err, &answered) || answered.Code != 100 {
+		t.Errorf("%s: publish to %s: got %v, want error 100", n.name, name, err)
+	}
+	req, err := http.NewRequestWithContext(bounded(t), http.MethodPost, "http://"+n.admin+"/api/publish",
+		strings.NewReader(fmt.Sprintf(`{"channel":%q,"data":"not known to be stored"}`, name)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-API-Key", clusterKey)
+	req.Header.Set("X-Centrifugo-Error-Mode", "transport")
+	resp, err := n.client.Do(req)
+	if err != nil {
+		t.Errorf("publish in transport mode: %v", err)
+		return
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("publish in transport mode: %s, want 503", resp.Status)
+	}
+}
+
+// next is the next publication that was known to be stored.
+func next(t *testing.T, what string, c <-chan centrifuge.PublicationEvent) string {
+	t.Helper()
+	for {
+		select {
+		case p := <-c:
+			if text := string(p.Data); text != `"not known to be stored"` {
+				return text
+			}
+		case <-time.After(clusterPatience):
+			t.Fatalf("not within %s: %s", clusterPatience, what)
+		}
+	}
+}
+
+// undisturbed checks that a client has neither lost its connection nor its
+// subscription since it subscribed.
+func undisturbed(t *testing.T, k *sdk, subs ...*subscription) {
+	t.Helper()
+	for _, sub := range subs {
+		if len(sub.subscribed) > 0 || len(sub.unsubscribed) > 0 {
+			t.Errorf("the subscription to %s was lost", sub.Channel)
+		}
+	}
+	if len(k.connected) > 0 || len(k.disconnected) > 0 {
+		t.Error("the connection was lost")
+	}
+}
+
+// TestClusterLink: a node without NATS says so to publishers whose publications
+// it can't store, and keeps its sessions; what goes on without NATS does. When
+// NATS is back its subscribers get what they have missed.
+func TestClusterLink(t *testing.T) {
+	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}, linked: 1, nodes: 2})
+	here, there := c.nodes[0], c.nodes[1]
+	for _, kind := range []struct {
+		name string
+		fail func(*testkit.Proxy)
+	}{
+		{"cut", (*testkit.Proxy).Cut},
+		{"stalled", (*testkit.Proxy).Stall},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			stored, plain := "news:"+kind.name, "plain-"+kind.name
+			k := here.dial(t, centrifuge.NewProtobufClient)
+			s, p := k.subscribe(t, stored, centrifuge.SubscriptionConfig{}), k.subscribe(t, plain, centrifuge.SubscriptionConfig{})
+			await(t, "subscribed", s.subscribed)
+			await(t, "subscribed", p.subscribed)
+			there.must(stored, "before")
+			if got := next(t, "the first publication", s.published); got != `"before"` {
+				t.Errorf("got %s", got)
+			}
+			here.each(kind.fail)
+			defer here.each((*testkit.Proxy).Heal)
+			failsTemporarily(t, here, stored)
+			_, err := k.Publish(bounded(t), stored, rawJSON("not known to be stored"))
+			wantCode(t, err, 100)
+			if _, err := here.history(bounded(t), stored); err == nil || !strings.HasPrefix(err.Error(), "100 ") {
+				t.Errorf("history: %v, want error 100", err)
+			}
+			here.must(plain, "here")
+			if got := next(t, "a publication without a history", p.published); got != `"here"` {
+				t.Errorf("got %s", got)
+			}
+			var want []string
+			for i := range 20 {
+				there.must(stored, fmt.Sprint("meanwhile ", i))
+				want = append(want, fmt.Sprintf(`"meanwhile %d"`, i))
+			}
+			here.each((*testkit.Proxy).Heal)
+			for _, w := range want {
+				if got := next(t, w, s.published); got != w {
+					t.Fatalf("got %s, want %s", got, w)
+				}
+			}
+			patiently(t, "a publication that is stored again", func() bool {
+				_, err := here.publish(bounded(t), clusterPublish{Channel: stored, Data: rawJSON("after")})
+				return err == nil
+			})
+			if got := next(t, "what is published afterwards", s.published); got != `"after"` {
+				t.Errorf("got %s", got)
+			}
+			patiently(t, "a publication without a history of the other node", func() bool {
+				there.must(plain, "there")
+				return len(p.published) > 0
+			})
+			undisturbed(t, k, s, p)
+		})
+	}
+}
+
+// TestClusterMajority: with one server of three nothing can be stored, and
+// publishers are told; with two it goes on.
+func TestClusterMajority(t *testing.T) {
+	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}, nodes: 2})
+	k := c.nodes[0].dial(t, centrifuge.NewJsonClient)
+	sub := k.subscribe(t, "news:a", centrifuge.SubscriptionConfig{})
+	plain := k.subscribe(t, "plain", centrifuge.SubscriptionConfig{})
+	await(t, "subscribed", sub.subscribed)
+	await(t, "subscribed", plain.subscribed)
+	c.nodes[1].must("news:a", "before")
+	next(t, "the first publication", sub.published)
+	for _, s := range c.nats.Servers[:2] {
+		s.Kill()
+	}
+	for _, n := range c.nodes {
+		failsTemporarily(t, n, "news:a")
+		n.must("plain", n.name)
+	}
+	patiently(t, "a publication without a history", func() bool { return len(plain.published) > 0 })
+	if err := c.nats.Servers[0].Start(); err != nil {
+		t.Fatal(err)
+	}
+	patiently(t, "a publication that is stored again", func() bool {
+		_, err := c.nodes[1].publish(bounded(t), clusterPublish{Channel: "news:a", Data: rawJSON("after")})
+		return err == nil
+	})
+	if got := next(t, "what is published afterwards", sub.published); got != `"after"` {
+		t.Errorf("got %s", got)
+	}
+	undisturbed(t, k, sub, plain)
+}
+
+// TestClusterLateNATS: a node waits for NATS, says so, and begins when it is there.
+func TestClusterLateNATS(t *testing.T) {
+	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}, nodes: 1, linked: 1, idle: true})
+	n := c.nodes[0]
+	waits := func() {
+		t.Helper()
+		n.start()
+		eventually(t, "a node that says it is not ready", func() bool {
+			status, _ := n.page("/readyz")
+			return status == http.StatusServiceUnavailable
+		})
+		eventually(t, "a line in the log", func() bool { return strings.Contains(n.process.Output(), "the broker can't be reached") })
+	}
+	n.each((*testkit.Proxy).Cut)
+	waits()
+	if status, _ := n.page("/healthz"); status != http.StatusOK {
+		t.Errorf("/healthz: %d, want 200: it does not help to start it again", status)
+	}
+	if conn, err := testkit.Open(n.public, "/connection/websocket"); err == nil {
+		conn.Close()
+		t.Error("a connection was taken")
+	}
+	if count := strings.Count(n.process.Output(), "level=WARN") + strings.Count(n.process.Output(), "level=ERROR"); count != 1 {
+		t.Errorf("%d lines of warnings and errors, want one:\n%s", count, n.process.Output())
+	}
+	if err := n.process.Stop(testkit.Timeout); err != nil {
+		t.Errorf("told to end while it waits: %v", err)
+	}
+	waits()
+	n.each((*testkit.Proxy).Heal)
+	n.waitReady()
+	n.must("news:a", "hello")
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Timeout)
+	defer cancel()
+	if h, err := n.history(ctx, "news:a"); err != nil || h.text() != `"hello"` {
+		t.Errorf("history: %s, %v", h.text(), err)
+	}
+}
