@@ -1,11 +1,13 @@
 package perch_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -50,6 +52,13 @@ func (f *follower) dial(ctx context.Context, network, _ string) (net.Conn, error
 // Protobuf.
 func (c *cluster) follow(t *testing.T, name string, n int) []*follower {
 	t.Helper()
+	// A call that has no answer outlives its client, for the SDK's timeout of 5 s.
+	t.Cleanup(func() {
+		stacks := make([]byte, 4<<20)
+		eventually(t, "the end of the SDK's calls", func() bool {
+			return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("centrifuge-go.(*Client).sendAsync"))
+		})
+	})
 	var all []*follower
 	subscribed := make(chan int, n*100)
 	for i := range n {
@@ -192,7 +201,7 @@ func (p *numbers) end(t *testing.T) int {
 	return int(p.n.Load())
 }
 
-// until waits until so many more are acknowledged.
+// further waits until so many more are acknowledged.
 func (p *numbers) further(t *testing.T, more int64) {
 	t.Helper()
 	want := p.n.Load() + more
