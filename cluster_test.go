@@ -3,6 +3,7 @@ package perch_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -75,6 +76,58 @@ func TestClusterDelivery(t *testing.T) {
 						first = got
 					} else if strings.Join(first, " ") != strings.Join(got, " ") {
 						t.Errorf("subscriber %d has another order:\n%v\n%v", i, first, got)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestClusterOrder: what many publish to a topic at a time on one node, all
+// subscribers get in one order, those of other nodes too; with a history there is
+// one order for the publications of all nodes.
+func TestClusterOrder(t *testing.T) {
+	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}})
+	for _, name := range []string{"plain", "news:a"} {
+		t.Run(name, func(t *testing.T) {
+			const publishers, each = 4, 20 // of each node: less than the queues of a subscription hold
+			var subs []*subscription
+			for _, n := range c.nodes {
+				sub := n.dial(t, centrifuge.NewProtobufClient).subscribe(t, name, centrifuge.SubscriptionConfig{})
+				await(t, "subscribed", sub.subscribed)
+				subs = append(subs, sub)
+			}
+			count := 0
+			var all sync.WaitGroup
+			for _, n := range c.nodes {
+				for k := range publishers {
+					count += each
+					all.Go(func() {
+						for i := range each {
+							if _, err := n.publish(bounded(t), clusterPublish{Channel: name, Data: rawJSON(fmt.Sprintf("%s %d %d", n.name, k, i))}); err != nil {
+								t.Errorf("publish: %v", err)
+							}
+						}
+					})
+				}
+			}
+			all.Wait()
+			first := map[string]string{}
+			for i, sub := range subs {
+				got := map[string]string{}
+				for range count {
+					text := string(await(t, "publication", sub.published).Data)
+					from := "all"
+					if name == "plain" {
+						from, _, _ = strings.Cut(text, " ")
+					}
+					got[from] += text
+				}
+				for from, order := range got {
+					if i == 0 {
+						first[from] = order
+					} else if order != first[from] {
+						t.Errorf("subscribers of two nodes have the publications of %s in two orders:\n%s\n%s", from, order, first[from])
 					}
 				}
 			}
