@@ -27,7 +27,7 @@ import (
 func TestMain(m *testing.M) {
 	waitTogether()
 	code := m.Run()
-	closeClusterNATS()
+	closeFleetNATS()
 	if err := testkit.RemoveExecutables(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)

@@ -92,7 +92,7 @@ func (c *modelClient) complete() bool {
 		top := c.m.top(p.name)
 		forgotten := p.options.HistoryMetaTTL > 0 && p.at.Epoch != top.Epoch
 		// What is not known to be stored may stand behind the top.
-		further := c.m.cluster != nil && p.at.Epoch == top.Epoch && p.at.Offset > top.Offset
+		further := c.m.fleet != nil && p.at.Epoch == top.Epoch && p.at.Offset > top.Offset
 		if p.at != top && !forgotten && !further {
 			return false
 		}

@@ -45,12 +45,12 @@ const modelRecoveryLimit = 60
 // recoveryModel is one run.
 type recoveryModel struct {
 	server *server
-	// cluster, where set, takes the place of server.
-	cluster *clusterModel
-	seed    uint64
-	topics  []modelTopic
-	limit   int           // of publications that a recovery hands over
-	every   time.Duration // the time between two bursts of a publisher
+	// fleet, where set, takes the place of server.
+	fleet  *fleetModel
+	seed   uint64
+	topics []modelTopic
+	limit  int           // of publications that a recovery hands over
+	every  time.Duration // the time between two bursts of a publisher
 
 	mu sync.Mutex
 	// published is what the oracle knows: by topic, epoch and offset.
@@ -102,8 +102,8 @@ func (m *recoveryModel) saw(name string, at topic.Position, data string) {
 
 // publish makes one publication and tells the oracle.
 func (m *recoveryModel) publish(ctx context.Context, name, data string, delta bool) error {
-	if m.cluster != nil {
-		return m.cluster.publish(ctx, name, data, delta)
+	if m.fleet != nil {
+		return m.fleet.publish(ctx, name, data, delta)
 	}
 	at := time.Now()
 	pos, err := m.server.PublishRequest(ctx, name, &topic.Publication{Data: []byte(data)}, topic.PublishRequest{Delta: delta})
@@ -129,23 +129,23 @@ func (m *recoveryModel) acknowledged(name string, pos topic.Position, data strin
 
 // address is where a client connects to.
 func (m *recoveryModel) address(rng *rand.Rand) string {
-	if m.cluster != nil {
-		return m.cluster.address(rng)
+	if m.fleet != nil {
+		return m.fleet.address(rng)
 	}
 	return m.server.public
 }
 
 // fault is what happens to a client only where something else has failed.
 func (m *recoveryModel) fault(format string, args ...any) {
-	if m.cluster == nil || !m.cluster.fault() {
+	if m.fleet == nil || !m.fleet.fault() {
 		m.complain(format, args...)
 	}
 }
 
 // follows tells whether an offset may come behind where a client stands.
 func (m *recoveryModel) follows(p *modelPlace, offset uint64) bool {
-	if m.cluster != nil {
-		return m.cluster.follows(p, offset)
+	if m.fleet != nil {
+		return m.fleet.follows(p, offset)
 	}
 	return offset == p.at.Offset+1
 }
@@ -158,8 +158,8 @@ func (m *recoveryModel) top(name string) topic.Position {
 
 // check holds all against the oracle, when everybody has come to rest.
 func (m *recoveryModel) check() {
-	if m.cluster != nil {
-		m.cluster.adopt()
+	if m.fleet != nil {
+		m.fleet.adopt()
 	}
 	m.sorted = map[string][]topic.Position{}
 	for name, all := range m.published {
@@ -184,7 +184,7 @@ func (m *recoveryModel) check() {
 		}
 	}
 	for _, r := range m.refusals {
-		if why := m.unjust(r); why != "" && !m.cluster.pardon(r) {
+		if why := m.unjust(r); why != "" && !m.fleet.pardon(r) {
 			m.complain("%s: recovery from %v to %v refused: %s", r.name, r.since, r.top, why)
 		}
 	}
@@ -284,8 +284,8 @@ func (m *recoveryModel) run(ctx context.Context, publishers, clients int) {
 		reading.Go(func() { newModelClient(m, k, rest).run(ctx) })
 	}
 	publishing.Wait()
-	if m.cluster != nil {
-		m.cluster.rest()
+	if m.fleet != nil {
+		m.fleet.rest()
 	}
 	close(rest) // what is published is known: the clients can tell when they have it
 	reading.Wait()

@@ -21,38 +21,38 @@ import (
 	"perch/topic"
 )
 
-// clusterNATS is the NATS of all tests with many nodes: three servers. Each test
+// fleetNATS is the NATS of all tests with many nodes: three servers. Each test
 // has a prefix of its own there, and leaves all three running.
-var clusterNATS struct {
+var fleetNATS struct {
 	sync.Mutex
 	c    *testkit.NATS
 	used int
 }
 
-func closeClusterNATS() {
-	clusterNATS.Lock()
-	defer clusterNATS.Unlock()
-	if clusterNATS.c != nil {
-		_ = clusterNATS.c.Close()
-		clusterNATS.c = nil
+func closeFleetNATS() {
+	fleetNATS.Lock()
+	defer fleetNATS.Unlock()
+	if fleetNATS.c != nil {
+		_ = fleetNATS.c.Close()
+		fleetNATS.c = nil
 	}
 }
 
-// clusterPatience is what anything may take that waits for NATS to choose another
+// fleetPatience is what anything may take that waits for NATS to choose another
 // leader, which it does after 4 to 9 s.
-const clusterPatience = 45 * time.Second
+const fleetPatience = 45 * time.Second
 
-// cluster is a number of nodes, each a process, on three NATS servers.
-type cluster struct {
+// fleet is a number of nodes, each a process, on three NATS servers.
+type fleet struct {
 	t      *testing.T
 	nats   *testkit.NATS
-	nodes  []*clusterNode
+	nodes  []*fleetNode
 	prefix string
 	topics string // the configuration
 }
 
-type clusterNode struct {
-	c             *cluster
+type fleetNode struct {
+	c             *fleet
 	name          string
 	public, admin string
 	config        string
@@ -62,7 +62,7 @@ type clusterNode struct {
 	killed        bool // by the test
 }
 
-type clusterOptions struct {
+type fleetOptions struct {
 	nodes      int // 0: 3
 	namespaces []topic.NamespaceOptions
 	linked     int // so many nodes, from the first, go to NATS through links that can be cut
@@ -70,10 +70,10 @@ type clusterOptions struct {
 	idle       bool // nodes are not started
 }
 
-// startCluster starts NATS, where it does not run, and the nodes.
-func startCluster(t *testing.T, o clusterOptions) *cluster {
+// startFleet starts NATS, where it does not run, and the nodes.
+func startFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*clusterPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*fleetPatience)
 	defer cancel()
 	root, err := testkit.ModuleRoot()
 	if err != nil {
@@ -83,30 +83,30 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, topics: namespacesYAML(o.namespaces)}
-	clusterNATS.Lock()
-	if clusterNATS.c == nil {
-		if clusterNATS.c, err = testkit.StartNATS(ctx, root, 3); err != nil {
-			clusterNATS.Unlock()
+	c := &fleet{t: t, topics: namespacesYAML(o.namespaces)}
+	fleetNATS.Lock()
+	if fleetNATS.c == nil {
+		if fleetNATS.c, err = testkit.StartNATS(ctx, root, 3); err != nil {
+			fleetNATS.Unlock()
 			t.Fatal(err)
 		}
 	}
-	clusterNATS.used++
-	c.nats, c.prefix = clusterNATS.c, fmt.Sprint("t", clusterNATS.used)
-	clusterNATS.Unlock()
+	fleetNATS.used++
+	c.nats, c.prefix = fleetNATS.c, fmt.Sprint("t", fleetNATS.used)
+	fleetNATS.Unlock()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), clusterPatience)
+		ctx, cancel := context.WithTimeout(context.Background(), fleetPatience)
 		defer cancel()
 		if err := c.nats.Restore(ctx); err != nil {
 			t.Error(err)
-			closeClusterNATS() // the next test has another
+			closeFleetNATS() // the next test has another
 		}
 	})
 	if o.nodes == 0 {
 		o.nodes = 3
 	}
 	for i := range o.nodes {
-		n := &clusterNode{c: c, name: fmt.Sprint("p", i), client: &http.Client{Timeout: testkit.Timeout, Transport: &http.Transport{}}}
+		n := &fleetNode{c: c, name: fmt.Sprint("p", i), client: &http.Client{Timeout: testkit.Timeout, Transport: &http.Transport{}}}
 		c.nodes = append(c.nodes, n)
 		t.Cleanup(n.client.CloseIdleConnections)
 		urls := c.nats.URL()
@@ -137,7 +137,7 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 	return c
 }
 
-// namespacesYAML writes the options that tests of clusters use.
+// namespacesYAML writes the options that tests of fleets use.
 func namespacesYAML(all []topic.NamespaceOptions) string {
 	var b strings.Builder
 	for _, ns := range all {
@@ -159,9 +159,9 @@ func namespacesYAML(all []topic.NamespaceOptions) string {
 	return b.String()
 }
 
-const clusterKey = "cluster-api-key"
+const fleetKey = "fleet-api-key"
 
-func (n *clusterNode) configure(urls, extra string) {
+func (n *fleetNode) configure(urls, extra string) {
 	n.c.t.Helper()
 	dir := n.c.t.TempDir()
 	var err error
@@ -199,16 +199,16 @@ topics:
     allow_subscribe_for_client: true
     allow_publish_for_client: true
   namespaces:
-%[11]s`, n.public, n.admin, filepath.Join(dir, "data"), urls, n.name, n.c.prefix, clusterKey, testSecret, extra, clusterRecoveryLimit, n.c.topics)
+%[11]s`, n.public, n.admin, filepath.Join(dir, "data"), urls, n.name, n.c.prefix, fleetKey, testSecret, extra, fleetRecoveryLimit, n.c.topics)
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		n.c.t.Fatal(err)
 	}
 }
 
-const clusterRecoveryLimit = 2000
+const fleetRecoveryLimit = 2000
 
 // start starts the node, for the first time or again, and does not wait.
-func (n *clusterNode) start() {
+func (n *fleetNode) start() {
 	n.c.t.Helper()
 	root, err := testkit.ModuleRoot()
 	if err != nil {
@@ -221,7 +221,7 @@ func (n *clusterNode) start() {
 	n.begin(bin)
 }
 
-func (n *clusterNode) begin(bin string) {
+func (n *fleetNode) begin(bin string) {
 	n.c.t.Helper()
 	p, err := testkit.StartProcess(bin, []string{"serve", "--config", n.config}, nil, 0)
 	if err != nil {
@@ -247,9 +247,9 @@ func (n *clusterNode) begin(bin string) {
 	})
 }
 
-func (n *clusterNode) waitReady() {
+func (n *fleetNode) waitReady() {
 	n.c.t.Helper()
-	ctx, cancel := context.WithTimeout(n.c.t.Context(), clusterPatience)
+	ctx, cancel := context.WithTimeout(n.c.t.Context(), fleetPatience)
 	defer cancel()
 	if err := n.process.WaitHTTP(ctx, "http://"+n.admin+"/readyz"); err != nil {
 		n.c.t.Fatal(err)
@@ -257,25 +257,25 @@ func (n *clusterNode) waitReady() {
 }
 
 // kill ends the node at once.
-func (n *clusterNode) kill() {
+func (n *fleetNode) kill() {
 	n.killed = true
 	_ = n.process.Signal(syscall.SIGKILL)
 	<-n.process.Exited()
 }
 
-func (n *clusterNode) each(do func(*testkit.Proxy)) {
+func (n *fleetNode) each(do func(*testkit.Proxy)) {
 	for _, p := range n.links {
 		do(p)
 	}
 }
 
 // stream is the name of a namespace's stream.
-func (c *cluster) stream(namespace string) string { return c.prefix + "_h_" + namespace }
+func (c *fleet) stream(namespace string) string { return c.prefix + "_h_" + namespace }
 
 // leader is the server that leads a namespace's stream.
-func (c *cluster) leader(namespace string) *testkit.NATSServer {
+func (c *fleet) leader(namespace string) *testkit.NATSServer {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), clusterPatience)
+	ctx, cancel := context.WithTimeout(c.t.Context(), fleetPatience)
 	defer cancel()
 	for {
 		s, err := c.nats.Leader(ctx, c.stream(namespace))
@@ -298,7 +298,7 @@ func (e *apiFailure) Error() string { return fmt.Sprintf("%d %s", e.Code, e.Mess
 
 // call calls a method of the server API. An *apiFailure is its answer; other
 // errors leave open what has been done.
-func (n *clusterNode) call(ctx context.Context, method string, body, to any) error {
+func (n *fleetNode) call(ctx context.Context, method string, body, to any) error {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -307,7 +307,7 @@ func (n *clusterNode) call(ctx context.Context, method string, body, to any) err
 	if err != nil {
 		return err
 	}
-	req.Header.Set("X-API-Key", clusterKey)
+	req.Header.Set("X-API-Key", fleetKey)
 	resp, err := n.client.Do(req)
 	if err != nil {
 		return err
@@ -336,7 +336,7 @@ func (n *clusterNode) call(ctx context.Context, method string, body, to any) err
 	return json.Unmarshal(a.Result, to)
 }
 
-type clusterPublish struct {
+type fleetPublish struct {
 	Channel        string          `json:"channel"`
 	Data           json.RawMessage `json:"data"`
 	IdempotencyKey string          `json:"idempotency_key,omitempty"`
@@ -345,7 +345,7 @@ type clusterPublish struct {
 	VersionEpoch   string          `json:"version_epoch,omitempty"`
 }
 
-func (n *clusterNode) publish(ctx context.Context, p clusterPublish) (topic.Position, error) {
+func (n *fleetNode) publish(ctx context.Context, p fleetPublish) (topic.Position, error) {
 	var r struct {
 		Offset uint64 `json:"offset"`
 		Epoch  string `json:"epoch"`
@@ -355,9 +355,9 @@ func (n *clusterNode) publish(ctx context.Context, p clusterPublish) (topic.Posi
 }
 
 // must publishes, or fails the test.
-func (n *clusterNode) must(name string, data any) topic.Position {
+func (n *fleetNode) must(name string, data any) topic.Position {
 	n.c.t.Helper()
-	at, err := n.publish(n.c.t.Context(), clusterPublish{Channel: name, Data: rawJSON(data)})
+	at, err := n.publish(n.c.t.Context(), fleetPublish{Channel: name, Data: rawJSON(data)})
 	if err != nil {
 		n.c.t.Fatalf("%s: publish to %s: %v", n.name, name, err)
 	}
@@ -372,7 +372,7 @@ func rawJSON(v any) json.RawMessage {
 	return b
 }
 
-type clusterHistory struct {
+type fleetHistory struct {
 	Publications []struct {
 		Data   json.RawMessage `json:"data"`
 		Offset uint64          `json:"offset"`
@@ -381,7 +381,7 @@ type clusterHistory struct {
 	Epoch  string `json:"epoch"`
 }
 
-func (h *clusterHistory) text() string {
+func (h *fleetHistory) text() string {
 	var out []string
 	for _, p := range h.Publications {
 		out = append(out, string(p.Data))
@@ -390,13 +390,13 @@ func (h *clusterHistory) text() string {
 }
 
 // history reads all of a topic's.
-func (n *clusterNode) history(ctx context.Context, name string) (*clusterHistory, error) {
-	h := new(clusterHistory)
+func (n *fleetNode) history(ctx context.Context, name string) (*fleetHistory, error) {
+	h := new(fleetHistory)
 	return h, n.call(ctx, "history", map[string]any{"channel": name, "limit": -1}, h)
 }
 
 // dial connects a client of the SDK to the node.
-func (n *clusterNode) dial(t *testing.T, create func(string, centrifuge.Config) *centrifuge.Client) *sdk {
+func (n *fleetNode) dial(t *testing.T, create func(string, centrifuge.Config) *centrifuge.Client) *sdk {
 	t.Helper()
 	k := newSDK(t, create("ws://"+n.public+"/connection/websocket", centrifuge.Config{
 		Token: token("u-"+n.name, time.Hour), HandshakeTimeout: testkit.Timeout,
@@ -406,7 +406,7 @@ func (n *clusterNode) dial(t *testing.T, create func(string, centrifuge.Config) 
 }
 
 // page is a page of the node's admin port.
-func (n *clusterNode) page(path string) (int, string) {
+func (n *fleetNode) page(path string) (int, string) {
 	resp, err := n.client.Get("http://" + n.admin + path)
 	if err != nil {
 		return 0, err.Error()
@@ -419,9 +419,9 @@ func (n *clusterNode) page(path string) (int, string) {
 // patiently polls ok for as long as NATS may take.
 func patiently(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(clusterPatience); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(fleetPatience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", clusterPatience, what)
+			t.Fatalf("not within %s: %s", fleetPatience, what)
 		}
 	}
 }

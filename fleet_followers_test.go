@@ -23,7 +23,7 @@ import (
 // follower is a client of the SDK that takes the numbers of a topic, on whichever
 // node takes its connection.
 type follower struct {
-	c     *cluster
+	c     *fleet
 	on    atomic.Int64 // the node of its connection
 	first int          // the node that is tried first
 
@@ -50,7 +50,7 @@ func (f *follower) dial(ctx context.Context, network, _ string) (net.Conn, error
 
 // follow has n clients subscribe, spread over the nodes, one half of them with
 // Protobuf.
-func (c *cluster) follow(t *testing.T, name string, n int) []*follower {
+func (c *fleet) follow(t *testing.T, name string, n int) []*follower {
 	t.Helper()
 	// A call that has no answer outlives its client, for the SDK's timeout of 5 s.
 	t.Cleanup(func() {
@@ -144,7 +144,7 @@ func complete(t *testing.T, all []*follower, n int) {
 // numbers publishes 0, 1, 2, … until it is told to stop: each at the next node,
 // under a key, until one acknowledges it.
 type numbers struct {
-	c     *cluster
+	c     *fleet
 	name  string
 	stop  chan struct{}
 	done  chan struct{}
@@ -153,7 +153,7 @@ type numbers struct {
 	err   error
 }
 
-func (c *cluster) number(name string, every time.Duration) *numbers {
+func (c *fleet) number(name string, every time.Duration) *numbers {
 	p := &numbers{c: c, name: name, stop: make(chan struct{}), done: make(chan struct{})}
 	go p.run(every)
 	return p
@@ -169,9 +169,9 @@ func (p *numbers) run(every time.Duration) {
 			return
 		case <-tick.C:
 		}
-		for tries, end := 0, time.Now().Add(clusterPatience); ; tries++ {
+		for tries, end := 0, time.Now().Add(fleetPatience); ; tries++ {
 			ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
-			_, err := p.c.nodes[(i+tries)%len(p.c.nodes)].publish(ctx, clusterPublish{
+			_, err := p.c.nodes[(i+tries)%len(p.c.nodes)].publish(ctx, fleetPublish{
 				Channel: p.name, Data: json.RawMessage(fmt.Sprint(i)), IdempotencyKey: fmt.Sprint("k", i),
 			})
 			cancel()
@@ -208,12 +208,12 @@ func (p *numbers) further(t *testing.T, more int64) {
 	patiently(t, fmt.Sprintf("%d publications", want), func() bool { return p.n.Load() >= want })
 }
 
-var clusterLong = topic.NamespaceOptions{Name: "long", HistorySize: 1500, HistoryTTL: time.Hour, HistoryMetaTTL: time.Hour, ForceRecovery: true}
+var fleetLong = topic.NamespaceOptions{Name: "long", HistorySize: 1500, HistoryTTL: time.Hour, HistoryMetaTTL: time.Hour, ForceRecovery: true}
 
-// TestClusterRollingRestart: one node after the other drains and starts again,
+// TestFleetRollingRestart: one node after the other drains and starts again,
 // while publications go on; all clients end with all of them, in order, once.
-func TestClusterRollingRestart(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterLong}})
+func TestFleetRollingRestart(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}})
 	all := c.follow(t, "long:a", 60)
 	p := c.number("long:a", 10*time.Millisecond)
 	for _, n := range c.nodes {
@@ -238,10 +238,10 @@ func TestClusterRollingRestart(t *testing.T) {
 	t.Logf("%d publications, %d attempts failed; %d clients came back %d times", count, p.tried.Load(), len(all), moved)
 }
 
-// TestClusterNodeKilled: the clients of a node that is killed come back on others,
+// TestFleetNodeKilled: the clients of a node that is killed come back on others,
 // and nobody has lost anything.
-func TestClusterNodeKilled(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterLong}})
+func TestFleetNodeKilled(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}})
 	all := c.follow(t, "long:a", 12)
 	p := c.number("long:a", 5*time.Millisecond)
 	p.further(t, 30)
@@ -253,10 +253,10 @@ func TestClusterNodeKilled(t *testing.T) {
 	complete(t, all, p.end(t))
 }
 
-// TestClusterNATSKilled kills a server of NATS while publications go on: one that
+// TestFleetNATSKilled kills a server of NATS while publications go on: one that
 // follows, then the one that leads.
-func TestClusterNATSKilled(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterLong}})
+func TestFleetNATSKilled(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}})
 	all := c.follow(t, "long:a", 12)
 	p := c.number("long:a", 5*time.Millisecond)
 	p.further(t, 30)
@@ -266,7 +266,7 @@ func TestClusterNATSKilled(t *testing.T) {
 	}
 	follower.Kill()
 	p.further(t, 50)
-	ctx, cancel := context.WithTimeout(t.Context(), clusterPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), fleetPatience)
 	defer cancel()
 	if err := c.nats.Restore(ctx); err != nil {
 		t.Fatal(err)
@@ -276,10 +276,10 @@ func TestClusterNATSKilled(t *testing.T) {
 	complete(t, all, p.end(t))
 }
 
-// TestClusterNodeStopped: a node that stands still for 10 s takes up again what it
+// TestFleetNodeStopped: a node that stands still for 10 s takes up again what it
 // has missed, by itself.
-func TestClusterNodeStopped(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterLong}})
+func TestFleetNodeStopped(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}})
 	all := c.follow(t, "long:a", 6)
 	p := c.number("long:a", 10*time.Millisecond)
 	p.further(t, 20)

@@ -10,10 +10,10 @@ import (
 	"perch/internal/testkit"
 )
 
-// clusterFault is one way in which a part of a cluster fails, and comes back.
-type clusterFault struct {
+// fleetFault is one way in which a part of a fleet or its NATS fails, and comes back.
+type fleetFault struct {
 	name string
-	do   func(ctx context.Context, k *clusterModel, rng *rand.Rand) error
+	do   func(ctx context.Context, k *fleetModel, rng *rand.Rand) error
 }
 
 // lasting waits for a time in which something is broken: nothing tells when
@@ -28,8 +28,8 @@ func between(rng *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(rng.Int64N(int64(most-least)))
 }
 
-var clusterFaults = []clusterFault{
-	{"a node is killed", func(ctx context.Context, k *clusterModel, rng *rand.Rand) error {
+var fleetFaults = []fleetFault{
+	{"a node is killed", func(ctx context.Context, k *fleetModel, rng *rand.Rand) error {
 		n := k.c.nodes[rng.IntN(len(k.c.nodes))]
 		n.kill()
 		k.setDown(n, true)
@@ -41,7 +41,7 @@ var clusterFaults = []clusterFault{
 		k.setDown(n, false)
 		return nil
 	}},
-	{"a node stands still", func(_ context.Context, k *clusterModel, rng *rand.Rand) error {
+	{"a node stands still", func(_ context.Context, k *fleetModel, rng *rand.Rand) error {
 		n := k.c.nodes[rng.IntN(len(k.c.nodes))]
 		if err := n.process.Signal(syscall.SIGSTOP); err != nil {
 			return err
@@ -52,7 +52,7 @@ var clusterFaults = []clusterFault{
 		defer k.setDown(n, false)
 		return n.process.Signal(syscall.SIGCONT)
 	}},
-	{"a follower is killed", func(ctx context.Context, k *clusterModel, rng *rand.Rand) error {
+	{"a follower is killed", func(ctx context.Context, k *fleetModel, rng *rand.Rand) error {
 		s, err := k.c.nats.Follower(ctx, k.c.stream("long"))
 		if err != nil {
 			return err
@@ -61,7 +61,7 @@ var clusterFaults = []clusterFault{
 		lasting(between(rng, 500*time.Millisecond, 2*time.Second))
 		return s.Start()
 	}},
-	{"the leader is killed", func(ctx context.Context, k *clusterModel, rng *rand.Rand) error {
+	{"the leader is killed", func(ctx context.Context, k *fleetModel, rng *rand.Rand) error {
 		s, err := k.c.nats.Leader(ctx, k.c.stream("long"))
 		if err != nil {
 			return err
@@ -70,7 +70,7 @@ var clusterFaults = []clusterFault{
 		lasting(between(rng, 500*time.Millisecond, 6*time.Second))
 		return s.Start()
 	}},
-	{"the leader stands still", func(ctx context.Context, k *clusterModel, rng *rand.Rand) error {
+	{"the leader stands still", func(ctx context.Context, k *fleetModel, rng *rand.Rand) error {
 		s, err := k.c.nats.Leader(ctx, k.c.stream("long"))
 		if err != nil {
 			return err
@@ -81,14 +81,14 @@ var clusterFaults = []clusterFault{
 		lasting(between(rng, 10*time.Second, 12*time.Second))
 		return s.Continue()
 	}},
-	{"a link is cut", func(_ context.Context, k *clusterModel, rng *rand.Rand) error {
+	{"a link is cut", func(_ context.Context, k *fleetModel, rng *rand.Rand) error {
 		n := k.c.nodes[0]
 		n.each((*testkit.Proxy).Cut)
 		lasting(between(rng, time.Second, 3*time.Second))
 		n.each((*testkit.Proxy).Heal)
 		return nil
 	}},
-	{"a link lets nothing through", func(_ context.Context, k *clusterModel, rng *rand.Rand) error {
+	{"a link lets nothing through", func(_ context.Context, k *fleetModel, rng *rand.Rand) error {
 		n := k.c.nodes[0]
 		n.each((*testkit.Proxy).Stall)
 		lasting(between(rng, 2*time.Second, 8*time.Second))
@@ -97,16 +97,16 @@ var clusterFaults = []clusterFault{
 	}},
 }
 
-// TestClusterModelFaults: each fault once, or for as long as -clustermodel says,
+// TestFleetModelFaults: each fault once, or for as long as -fleetmodel says,
 // under clients and publishers that go on.
-func TestClusterModelFaults(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: clusterNamespaces(), linked: 1})
-	for i, f := range clusterFaults {
+func TestFleetModelFaults(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: fleetNamespaces(), linked: 1})
+	for i, f := range fleetFaults {
 		t.Run(f.name, func(t *testing.T) {
-			k := newClusterModel(c, string(rune('a'+i)), uint64(i+1), true)
+			k := newFleetModel(c, string(rune('a'+i)), uint64(i+1), true)
 			rng := rand.New(rand.NewPCG(uint64(i), 5))
 			k.run(func(ctx context.Context) {
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), *clusterModelTime+2*clusterPatience)
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), *fleetModelTime+2*fleetPatience)
 				defer cancel()
 				for begun := time.Now(); ; {
 					lasting(between(rng, 500*time.Millisecond, time.Second))
@@ -119,7 +119,7 @@ func TestClusterModelFaults(t *testing.T) {
 						return
 					}
 					lasting(between(rng, 500*time.Millisecond, time.Second))
-					if time.Since(begun) > *clusterModelTime {
+					if time.Since(begun) > *fleetModelTime {
 						return
 					}
 				}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,9 +19,9 @@ import (
 )
 
 // failsTemporarily publishes into a history that can't be reached.
-func failsTemporarily(t *testing.T, n *clusterNode, name string) {
+func failsTemporarily(t *testing.T, n *fleetNode, name string) {
 	t.Helper()
-	_, err := n.publish(bounded(t), clusterPublish{Channel: name, Data: rawJSON("not known to be stored")})
+	_, err := n.publish(bounded(t), fleetPublish{Channel: name, Data: rawJSON("not known to be stored")})
 	var answered *apiFailure
 	if !errors.As(err, &answered) || answered.Code != 100 {
 		t.Errorf("%s: publish to %s: got %v, want error 100", n.name, name, err)
@@ -29,7 +31,7 @@ func failsTemporarily(t *testing.T, n *clusterNode, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("X-API-Key", clusterKey)
+	req.Header.Set("X-API-Key", fleetKey)
 	req.Header.Set("X-Centrifugo-Error-Mode", "transport")
 	resp, err := n.client.Do(req)
 	if err != nil {
@@ -52,8 +54,8 @@ func next(t *testing.T, what string, c <-chan centrifuge.PublicationEvent) strin
 			if text := string(p.Data); text != `"not known to be stored"` {
 				return text
 			}
-		case <-time.After(clusterPatience):
-			t.Fatalf("not within %s: %s", clusterPatience, what)
+		case <-time.After(fleetPatience):
+			t.Fatalf("not within %s: %s", fleetPatience, what)
 		}
 	}
 }
@@ -72,11 +74,11 @@ func undisturbed(t *testing.T, k *sdk, subs ...*subscription) {
 	}
 }
 
-// TestClusterLink: a node without NATS says so to publishers whose publications
+// TestFleetLink: a node without NATS says so to publishers whose publications
 // it can't store, and keeps its sessions; what goes on without NATS does. When
 // NATS is back its subscribers get what they have missed.
-func TestClusterLink(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}, linked: 1, nodes: 2})
+func TestFleetLink(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}, linked: 1, nodes: 2})
 	here, there := c.nodes[0], c.nodes[1]
 	for _, kind := range []struct {
 		name string
@@ -86,7 +88,7 @@ func TestClusterLink(t *testing.T) {
 		{"stalled", (*testkit.Proxy).Stall},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
-			stored, plain := "news:"+kind.name, "plain-"+kind.name
+			stored, plain := "long:"+kind.name, "plain-"+kind.name
 			k := here.dial(t, centrifuge.NewProtobufClient)
 			s, p := k.subscribe(t, stored, centrifuge.SubscriptionConfig{}), k.subscribe(t, plain, centrifuge.SubscriptionConfig{})
 			await(t, "subscribed", s.subscribed)
@@ -107,24 +109,42 @@ func TestClusterLink(t *testing.T) {
 			if got := next(t, "a publication without a history", p.published); got != `"here"` {
 				t.Errorf("got %s", got)
 			}
-			var want []string
-			for i := range 20 {
-				there.must(stored, fmt.Sprint("meanwhile ", i))
-				want = append(want, fmt.Sprintf(`"meanwhile %d"`, i))
-			}
+			// Publications go on while NATS comes back: some are read, the next ones come
+			// by themselves.
+			stop, count := make(chan struct{}), new(atomic.Int64)
+			var publishing sync.WaitGroup
+			defer publishing.Wait()
+			publishing.Go(func() {
+				tick := time.NewTicker(5 * time.Millisecond)
+				defer tick.Stop()
+				for i := 0; ; i++ {
+					select {
+					case <-stop:
+						return
+					case <-tick.C:
+					}
+					if _, err := there.publish(bounded(t), fleetPublish{Channel: stored, Data: rawJSON(fmt.Sprint("meanwhile ", i))}); err != nil {
+						t.Errorf("publish at the other node: %v", err)
+						return
+					}
+					count.Add(1)
+				}
+			})
+			defer close(stop)
+			patiently(t, "20 publications", func() bool { return count.Load() >= 20 })
 			here.each((*testkit.Proxy).Heal)
-			for _, w := range want {
-				if got := next(t, w, s.published); got != w {
-					t.Fatalf("got %s, want %s", got, w)
+			missed := count.Load()
+			for i := range missed + 50 {
+				want := fmt.Sprintf(`"meanwhile %d"`, i)
+				if got := next(t, want, s.published); got != want {
+					t.Fatalf("got %s, want %s", got, want)
 				}
 			}
+			undisturbed(t, k, s, p)
 			patiently(t, "a publication that is stored again", func() bool {
-				_, err := here.publish(bounded(t), clusterPublish{Channel: stored, Data: rawJSON("after")})
+				_, err := here.publish(bounded(t), fleetPublish{Channel: stored, Data: rawJSON("after")})
 				return err == nil
 			})
-			if got := next(t, "what is published afterwards", s.published); got != `"after"` {
-				t.Errorf("got %s", got)
-			}
 			patiently(t, "a publication without a history of the other node", func() bool {
 				there.must(plain, "there")
 				return len(p.published) > 0
@@ -134,10 +154,10 @@ func TestClusterLink(t *testing.T) {
 	}
 }
 
-// TestClusterMajority: with one server of three nothing can be stored, and
+// TestFleetMajority: with one server of three nothing can be stored, and
 // publishers are told; with two it goes on.
-func TestClusterMajority(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}, nodes: 2})
+func TestFleetMajority(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetNews}, nodes: 2})
 	k := c.nodes[0].dial(t, centrifuge.NewJsonClient)
 	sub := k.subscribe(t, "news:a", centrifuge.SubscriptionConfig{})
 	plain := k.subscribe(t, "plain", centrifuge.SubscriptionConfig{})
@@ -157,7 +177,7 @@ func TestClusterMajority(t *testing.T) {
 		t.Fatal(err)
 	}
 	patiently(t, "a publication that is stored again", func() bool {
-		_, err := c.nodes[1].publish(bounded(t), clusterPublish{Channel: "news:a", Data: rawJSON("after")})
+		_, err := c.nodes[1].publish(bounded(t), fleetPublish{Channel: "news:a", Data: rawJSON("after")})
 		return err == nil
 	})
 	if got := next(t, "what is published afterwards", sub.published); got != `"after"` {
@@ -166,9 +186,9 @@ func TestClusterMajority(t *testing.T) {
 	undisturbed(t, k, sub, plain)
 }
 
-// TestClusterLateNATS: a node waits for NATS, says so, and begins when it is there.
-func TestClusterLateNATS(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}, nodes: 1, linked: 1, idle: true})
+// TestFleetLateNATS: a node waits for NATS, says so, and begins when it is there.
+func TestFleetLateNATS(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetNews}, nodes: 1, linked: 1, idle: true})
 	n := c.nodes[0]
 	waits := func() {
 		t.Helper()

@@ -12,12 +12,12 @@ import (
 	"perch/topic"
 )
 
-var clusterNews = topic.NamespaceOptions{Name: "news", HistorySize: 100, HistoryTTL: time.Hour, HistoryMetaTTL: time.Hour, ForceRecovery: true}
+var fleetNews = topic.NamespaceOptions{Name: "news", HistorySize: 100, HistoryTTL: time.Hour, HistoryMetaTTL: time.Hour, ForceRecovery: true}
 
-// TestClusterDelivery: whoever publishes, and on whichever node, subscribers on
+// TestFleetDelivery: whoever publishes, and on whichever node, subscribers on
 // all nodes get it once, and in one order.
-func TestClusterDelivery(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews, clusterLong}})
+func TestFleetDelivery(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetNews, fleetLong}})
 	// That all three find the streams missing at once is no fault.
 	for _, n := range c.nodes {
 		if out := n.process.Output(); strings.Contains(out, "level=ERROR") {
@@ -83,11 +83,11 @@ func TestClusterDelivery(t *testing.T) {
 	}
 }
 
-// TestClusterOrder: what many publish to a topic at a time on one node, all
+// TestFleetOrder: what many publish to a topic at a time on one node, all
 // subscribers get in one order, those of other nodes too; with a history there is
 // one order for the publications of all nodes.
-func TestClusterOrder(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews}})
+func TestFleetOrder(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetNews}})
 	for _, name := range []string{"plain", "news:a"} {
 		t.Run(name, func(t *testing.T) {
 			const publishers, each = 4, 20 // of each node: less than the queues of a subscription hold
@@ -104,7 +104,7 @@ func TestClusterOrder(t *testing.T) {
 					count += each
 					all.Go(func() {
 						for i := range each {
-							if _, err := n.publish(bounded(t), clusterPublish{Channel: name, Data: rawJSON(fmt.Sprintf("%s %d %d", n.name, k, i))}); err != nil {
+							if _, err := n.publish(bounded(t), fleetPublish{Channel: name, Data: rawJSON(fmt.Sprintf("%s %d %d", n.name, k, i))}); err != nil {
 								t.Errorf("publish: %v", err)
 							}
 						}

@@ -11,14 +11,14 @@ import (
 	"perch/topic"
 )
 
-// TestClusterTopics: what topics can do holds over nodes.
-func TestClusterTopics(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterNews, {
+// TestFleetTopics: what topics can do holds over nodes.
+func TestFleetTopics(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetNews, {
 		Name: "state", HistorySize: 1, HistoryTTL: time.Hour, HistoryMetaTTL: time.Hour, ForceRecovery: true,
 		ForceRecoveryMode: topic.RecoverCache, AutoCacheRecover: true,
 	}}})
 	a, b, d := c.nodes[0], c.nodes[1], c.nodes[2]
-	subscribe := func(t *testing.T, n *clusterNode, name string) *subscription {
+	subscribe := func(t *testing.T, n *fleetNode, name string) *subscription {
 		t.Helper()
 		sub := n.dial(t, centrifuge.NewProtobufClient).subscribe(t, name, centrifuge.SubscriptionConfig{})
 		await(t, "subscribed", sub.subscribed)
@@ -37,8 +37,8 @@ func TestClusterTopics(t *testing.T) {
 		for _, name := range []string{"news:key", "state:key"} {
 			sub := subscribe(t, b, name)
 			var first topic.Position
-			for i, n := range []*clusterNode{a, b, d, a} {
-				at, err := n.publish(bounded(t), clusterPublish{Channel: name, Data: rawJSON("once"), IdempotencyKey: "k"})
+			for i, n := range []*fleetNode{a, b, d, a} {
+				at, err := n.publish(bounded(t), fleetPublish{Channel: name, Data: rawJSON("once"), IdempotencyKey: "k"})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -56,11 +56,11 @@ func TestClusterTopics(t *testing.T) {
 	t.Run("versions", func(t *testing.T) {
 		sub := subscribe(t, d, "news:version")
 		for i, p := range []struct {
-			n       *clusterNode
+			n       *fleetNode
 			data    string
 			version uint64
 		}{{a, "five", 5}, {b, "four", 4}, {d, "five again", 5}, {b, "six", 6}, {a, "end", 7}} {
-			if _, err := p.n.publish(bounded(t), clusterPublish{Channel: "news:version", Data: rawJSON(p.data), Version: p.version}); err != nil {
+			if _, err := p.n.publish(bounded(t), fleetPublish{Channel: "news:version", Data: rawJSON(p.data), Version: p.version}); err != nil {
 				t.Fatalf("%d: %v", i, err)
 			}
 		}
@@ -105,10 +105,10 @@ func TestClusterTopics(t *testing.T) {
 	})
 }
 
-// TestClusterAllKilled: every node and every server of NATS is killed, and all
+// TestFleetAllKilled: every node and every server of NATS is killed, and all
 // start again: nothing that was acknowledged is gone.
-func TestClusterAllKilled(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: []topic.NamespaceOptions{clusterLong}})
+func TestFleetAllKilled(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}})
 	all := c.follow(t, "long:a", 12)
 	p := c.number("long:a", 3*time.Millisecond)
 	p.further(t, 100)
@@ -121,7 +121,7 @@ func TestClusterAllKilled(t *testing.T) {
 	for _, n := range c.nodes {
 		n.start()
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*clusterPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*fleetPatience)
 	defer cancel()
 	if err := c.nats.Restore(ctx); err != nil {
 		t.Fatal(err)

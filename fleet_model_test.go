@@ -16,16 +16,16 @@ import (
 	"perch/topic"
 )
 
-// The model of recovery over a cluster: clients connect to a node chosen at random
+// The model of recovery over many nodes: clients connect to a node chosen at random
 // each time, publishers publish at a node chosen at random, and something fails
 // meanwhile. Nothing that was acknowledged is lost or comes twice to a client that
 // recovers; what was not acknowledged may be there, once.
 
-var clusterModelTime = flag.Duration("clustermodel", 4*time.Second, "how long the model of recovery runs over a cluster, for each kind of fault")
+var fleetModelTime = flag.Duration("fleetmodel", 4*time.Second, "how long the model of recovery runs over three nodes, for each kind of fault")
 
-// clusterTopics are those of the model, each run's under names of its own. Not
+// fleetTopics are those of the model, each run's under names of its own. Not
 // every fault leaves time for what is forgotten within milliseconds.
-func clusterTopics(run string, forgetful bool) []modelTopic {
+func fleetTopics(run string, forgetful bool) []modelTopic {
 	var all []modelTopic
 	for _, mt := range modelTopics {
 		if ns, _, _ := strings.Cut(mt.name, ":"); ns != "gone" || forgetful {
@@ -36,7 +36,7 @@ func clusterTopics(run string, forgetful bool) []modelTopic {
 	return all
 }
 
-func clusterNamespaces() []topic.NamespaceOptions {
+func fleetNamespaces() []topic.NamespaceOptions {
 	var all []topic.NamespaceOptions
 	for _, mt := range modelTopics {
 		ns := mt.options
@@ -50,9 +50,9 @@ func clusterNamespaces() []topic.NamespaceOptions {
 	return all
 }
 
-// clusterModel is what a recoveryModel has besides, over a cluster.
-type clusterModel struct {
-	c *cluster
+// fleetModel is what a recoveryModel has besides, over many nodes.
+type fleetModel struct {
+	c *fleet
 	m *recoveryModel
 	// rough: something fails meanwhile; then clients and publishers may be told so.
 	rough bool
@@ -62,7 +62,7 @@ type clusterModel struct {
 	mu      sync.Mutex
 	rng     *rand.Rand
 	keys    int
-	down    map[*clusterNode]bool
+	down    map[*fleetNode]bool
 	open    map[string]time.Time                // data of publications that are not known to be stored
 	links   map[string]map[[2]uint64]struct{}   // by topic and epoch: what came to a client behind what
 	ends    map[string]map[string][]modelResult // the history of each topic at the end, by node
@@ -76,31 +76,31 @@ type modelResult struct {
 	data string
 }
 
-func newClusterModel(c *cluster, run string, seed uint64, rough bool) *clusterModel {
-	k := &clusterModel{
-		c: c, m: newRecoveryModel(seed, clusterTopics(run, !rough)), rough: rough, restored: make(chan struct{}),
-		rng: rand.New(rand.NewPCG(seed, 77)), down: map[*clusterNode]bool{}, open: map[string]time.Time{},
+func newFleetModel(c *fleet, run string, seed uint64, rough bool) *fleetModel {
+	k := &fleetModel{
+		c: c, m: newRecoveryModel(seed, fleetTopics(run, !rough)), rough: rough, restored: make(chan struct{}),
+		rng: rand.New(rand.NewPCG(seed, 77)), down: map[*fleetNode]bool{}, open: map[string]time.Time{},
 		links: map[string]map[[2]uint64]struct{}{}, ends: map[string]map[string][]modelResult{},
 	}
 	for i := range k.m.topics {
 		mt := &k.m.topics[i]
 		ns, _, _ := strings.Cut(mt.name, ":")
-		for _, o := range clusterNamespaces() {
+		for _, o := range fleetNamespaces() {
 			if o.Name == ns {
 				mt.options = o
 			}
 		}
 	}
-	k.m.cluster, k.m.limit = k, clusterRecoveryLimit
+	k.m.fleet, k.m.limit = k, fleetRecoveryLimit
 	k.m.every = 10 * time.Millisecond
 	return k
 }
 
 // node is one that is not known to be down.
-func (k *clusterModel) node(rng *rand.Rand) *clusterNode {
+func (k *fleetModel) node(rng *rand.Rand) *fleetNode {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	up := slices.DeleteFunc(slices.Clone(k.c.nodes), func(n *clusterNode) bool { return k.down[n] })
+	up := slices.DeleteFunc(slices.Clone(k.c.nodes), func(n *fleetNode) bool { return k.down[n] })
 	if len(up) == 0 {
 		up = k.c.nodes
 	}
@@ -110,15 +110,15 @@ func (k *clusterModel) node(rng *rand.Rand) *clusterNode {
 	return up[rng.IntN(len(up))]
 }
 
-func (k *clusterModel) setDown(n *clusterNode, down bool) {
+func (k *fleetModel) setDown(n *fleetNode, down bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.down[n] = down
 }
 
-func (k *clusterModel) address(rng *rand.Rand) string { return k.node(rng).public }
+func (k *fleetModel) address(rng *rand.Rand) string { return k.node(rng).public }
 
-func (k *clusterModel) fault() bool {
+func (k *fleetModel) fault() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.faults++
@@ -127,7 +127,7 @@ func (k *clusterModel) fault() bool {
 
 // pardon lets a refusal pass that should not have been, where something fails;
 // there must not be many.
-func (k *clusterModel) pardon(r modelRefusal) bool {
+func (k *fleetModel) pardon(r modelRefusal) bool {
 	if k == nil || !k.rough || r.since.Epoch != r.top.Epoch {
 		return false
 	}
@@ -135,7 +135,7 @@ func (k *clusterModel) pardon(r modelRefusal) bool {
 	return true
 }
 
-func (k *clusterModel) follows(p *modelPlace, offset uint64) bool {
+func (k *fleetModel) follows(p *modelPlace, offset uint64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	key := p.name + " " + p.at.Epoch
@@ -148,8 +148,8 @@ func (k *clusterModel) follows(p *modelPlace, offset uint64) bool {
 
 // publish publishes at one node, and half of what is not acknowledged once more at
 // another, under the same key.
-func (k *clusterModel) publish(ctx context.Context, name, data string, delta bool) error {
-	p := clusterPublish{Channel: name, Data: json.RawMessage(data), Delta: delta}
+func (k *fleetModel) publish(ctx context.Context, name, data string, delta bool) error {
+	p := fleetPublish{Channel: name, Data: json.RawMessage(data), Delta: delta}
 	k.mu.Lock()
 	if k.keys++; k.keys%2 == 0 {
 		p.IdempotencyKey = fmt.Sprint(name, k.keys)
@@ -157,7 +157,7 @@ func (k *clusterModel) publish(ctx context.Context, name, data string, delta boo
 	k.mu.Unlock()
 	at := time.Now()
 	var err error
-	for end := at.Add(clusterPatience); ; {
+	for end := at.Add(fleetPatience); ; {
 		bounded, cancel := context.WithTimeout(ctx, 4*time.Second)
 		var pos topic.Position
 		pos, err = k.node(nil).publish(bounded, p)
@@ -185,9 +185,9 @@ func (k *clusterModel) publish(ctx context.Context, name, data string, delta boo
 }
 
 // rest waits until nothing fails any more, and puts an end behind everything.
-func (k *clusterModel) rest() {
+func (k *fleetModel) rest() {
 	<-k.restored
-	ctx, cancel := context.WithTimeout(context.Background(), clusterPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), fleetPatience)
 	defer cancel()
 	for _, mt := range k.m.topics {
 		for i := 0; ; i++ {
@@ -220,7 +220,7 @@ func (k *clusterModel) rest() {
 
 // adopt takes what was stored without having been acknowledged, holds what came to
 // clients against all that there is, and the histories.
-func (k *clusterModel) adopt() {
+func (k *fleetModel) adopt() {
 	m := k.m
 	for name, all := range m.seen {
 		once := map[string]topic.Position{}
@@ -263,7 +263,7 @@ func (k *clusterModel) adopt() {
 }
 
 // checkLinks: nothing stands between what came to a client and what came next.
-func (k *clusterModel) checkLinks(name string, order []topic.Position) {
+func (k *fleetModel) checkLinks(name string, order []topic.Position) {
 	for key, links := range k.links {
 		epoch, ours := strings.CutPrefix(key, name+" ")
 		if !ours {
@@ -284,7 +284,7 @@ func (k *clusterModel) checkLinks(name string, order []topic.Position) {
 
 // checkOrder: what a publisher was told to be stored stands in the order in which
 // it was published.
-func (k *clusterModel) checkOrder(name string, order []topic.Position) {
+func (k *fleetModel) checkOrder(name string, order []topic.Position) {
 	last := map[int]int{}
 	for _, at := range order {
 		p := k.m.published[name][at]
@@ -304,7 +304,7 @@ func (k *clusterModel) checkOrder(name string, order []topic.Position) {
 }
 
 // report fails the test for what was wrong.
-func (k *clusterModel) report(t *testing.T) {
+func (k *fleetModel) report(t *testing.T) {
 	t.Helper()
 	m := k.m
 	for _, w := range m.wrong {
@@ -331,7 +331,7 @@ func (k *clusterModel) report(t *testing.T) {
 
 // run lets all do as they like while disturb does what it does, and returns when
 // they have come to rest.
-func (k *clusterModel) run(disturb func(ctx context.Context)) {
+func (k *fleetModel) run(disturb func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
@@ -342,14 +342,14 @@ func (k *clusterModel) run(disturb func(ctx context.Context)) {
 	k.m.run(ctx, 4, 16)
 }
 
-// TestClusterModel: while nothing fails, nobody is told that anything has.
-func TestClusterModel(t *testing.T) {
-	c := startCluster(t, clusterOptions{namespaces: clusterNamespaces()})
-	k := newClusterModel(c, "still", 1, false)
+// TestFleetModel: while nothing fails, nobody is told that anything has.
+func TestFleetModel(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: fleetNamespaces()})
+	k := newFleetModel(c, "still", 1, false)
 	k.run(func(ctx context.Context) {
 		select {
 		case <-ctx.Done():
-		case <-time.After(*clusterModelTime):
+		case <-time.After(*fleetModelTime):
 		}
 	})
 	k.report(t)
