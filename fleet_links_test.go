@@ -18,10 +18,13 @@ import (
 	"perch/topic"
 )
 
-// failsTemporarily publishes into a history that can't be reached.
+// failsTemporarily publishes into a history that can't be reached. The answer comes
+// after nats.timeout, and not when the connection is given up, after 6 s or more.
 func failsTemporarily(t *testing.T, n *fleetNode, name string) {
 	t.Helper()
-	_, err := n.publish(bounded(t), fleetPublish{Channel: name, Data: rawJSON("not known to be stored")})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := n.publish(ctx, fleetPublish{Channel: name, Data: rawJSON("not known to be stored")})
 	var answered *apiFailure
 	if !errors.As(err, &answered) || answered.Code != 100 {
 		t.Errorf("%s: publish to %s: got %v, want error 100", n.name, name, err)
@@ -78,7 +81,7 @@ func undisturbed(t *testing.T, k *sdk, subs ...*subscription) {
 // it can't store, and keeps its sessions; what goes on without NATS does. When
 // NATS is back its subscribers get what they have missed.
 func TestFleetLink(t *testing.T) {
-	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}, linked: 1, nodes: 2})
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetLong}, linked: 1, nodes: 2, timeout: time.Second})
 	here, there := c.nodes[0], c.nodes[1]
 	for _, kind := range []struct {
 		name string

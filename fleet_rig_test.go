@@ -65,9 +65,9 @@ type fleetNode struct {
 type fleetOptions struct {
 	nodes      int // 0: 3
 	namespaces []topic.NamespaceOptions
-	linked     int // so many nodes, from the first, go to NATS through links that can be cut
-	extra      string
-	idle       bool // nodes are not started
+	linked     int           // so many nodes, from the first, go to NATS through links that can be cut
+	timeout    time.Duration // nats.timeout; 0: 3 s
+	idle       bool          // nodes are not started
 }
 
 // startFleet starts NATS, where it does not run, and the nodes.
@@ -105,6 +105,9 @@ func startFleet(t *testing.T, o fleetOptions) *fleet {
 	if o.nodes == 0 {
 		o.nodes = 3
 	}
+	if o.timeout == 0 {
+		o.timeout = 3 * time.Second
+	}
 	for i := range o.nodes {
 		n := &fleetNode{c: c, name: fmt.Sprint("p", i), client: &http.Client{Timeout: testkit.Timeout, Transport: &http.Transport{}}}
 		c.nodes = append(c.nodes, n)
@@ -123,7 +126,7 @@ func startFleet(t *testing.T, o fleetOptions) *fleet {
 			}
 			urls = strings.TrimSuffix(urls, ",")
 		}
-		n.configure(urls, o.extra)
+		n.configure(urls, o.timeout)
 	}
 	if o.idle {
 		return c
@@ -161,7 +164,7 @@ func namespacesYAML(all []topic.NamespaceOptions) string {
 
 const fleetKey = "fleet-api-key"
 
-func (n *fleetNode) configure(urls, extra string) {
+func (n *fleetNode) configure(urls string, timeout time.Duration) {
 	n.c.t.Helper()
 	dir := n.c.t.TempDir()
 	var err error
@@ -181,7 +184,7 @@ nats:
   name: %s
   prefix: %s
   replicas: 3
-  timeout: 3s
+  timeout: %s
 api:
   key: %s
 auth:
@@ -190,7 +193,6 @@ heartbeat:
   interval: 1h
 drain:
   budget: 2s
-%s
 topics:
   recovery_limit: %[10]d
   history_limit: %[10]d
@@ -199,7 +201,7 @@ topics:
     allow_subscribe_for_client: true
     allow_publish_for_client: true
   namespaces:
-%[11]s`, n.public, n.admin, filepath.Join(dir, "data"), urls, n.name, n.c.prefix, fleetKey, testSecret, extra, fleetRecoveryLimit, n.c.topics)
+%[11]s`, n.public, n.admin, filepath.Join(dir, "data"), urls, n.name, n.c.prefix, timeout, fleetKey, testSecret, fleetRecoveryLimit, n.c.topics)
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		n.c.t.Fatal(err)
 	}
