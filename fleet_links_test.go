@@ -133,6 +133,22 @@ func TestFleetLink(t *testing.T) {
 					count.Add(1)
 				}
 			})
+			// So do those of other topics of the same stream.
+			for range 4 {
+				publishing.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if _, err := there.publish(bounded(t), fleetPublish{Channel: stored + "-other", Data: rawJSON("other")}); err != nil {
+							t.Errorf("publish at the other node: %v", err)
+							return
+						}
+					}
+				})
+			}
 			defer close(stop)
 			patiently(t, "20 publications", func() bool { return count.Load() >= 20 })
 			here.each((*testkit.Proxy).Heal)
