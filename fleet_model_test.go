@@ -64,7 +64,6 @@ type fleetModel struct {
 	keys    int
 	down    map[*fleetNode]bool
 	open    map[string]time.Time                // data of publications that are not known to be stored
-	links   map[string]map[[2]uint64]struct{}   // by topic and epoch: what came to a client behind what
 	ends    map[string]map[string][]modelResult // the history of each topic at the end, by node
 	faults  int                                 // what clients and publishers were told
 	retried int
@@ -80,7 +79,7 @@ func newFleetModel(c *fleet, run string, seed uint64, rough bool) *fleetModel {
 	k := &fleetModel{
 		c: c, m: newRecoveryModel(seed, fleetTopics(run, !rough)), rough: rough, restored: make(chan struct{}),
 		rng: rand.New(rand.NewPCG(seed, 77)), down: map[*fleetNode]bool{}, open: map[string]time.Time{},
-		links: map[string]map[[2]uint64]struct{}{}, ends: map[string]map[string][]modelResult{},
+		ends: map[string]map[string][]modelResult{},
 	}
 	for i := range k.m.topics {
 		mt := &k.m.topics[i]
@@ -133,17 +132,6 @@ func (k *fleetModel) pardon(r modelRefusal) bool {
 	}
 	k.unjust = append(k.unjust, r)
 	return true
-}
-
-func (k *fleetModel) follows(p *modelPlace, offset uint64) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	key := p.name + " " + p.at.Epoch
-	if k.links[key] == nil {
-		k.links[key] = map[[2]uint64]struct{}{}
-	}
-	k.links[key][[2]uint64{p.at.Offset, offset}] = struct{}{}
-	return offset > p.at.Offset
 }
 
 // publish publishes at one node, and half of what is not acknowledged once more at
@@ -218,8 +206,8 @@ func (k *fleetModel) rest() {
 	}
 }
 
-// adopt takes what was stored without having been acknowledged, holds what came to
-// clients against all that there is, and the histories.
+// adopt takes what was stored without having been acknowledged, and holds the
+// histories against all that there is.
 func (k *fleetModel) adopt() {
 	m := k.m
 	for name, all := range m.seen {
@@ -242,7 +230,6 @@ func (k *fleetModel) adopt() {
 			order = append(order, at)
 		}
 		slices.SortFunc(order, comparePositions)
-		k.checkLinks(mt.name, order)
 		k.checkOrder(mt.name, order)
 		for node, end := range k.ends[mt.name] {
 			if len(end) > len(order) {
@@ -257,26 +244,6 @@ func (k *fleetModel) adopt() {
 					m.complain("%s: the history of %s has %v %.60s in the place of %v %.60s", mt.name, node, got.at, got.data, want, all[want].data)
 					break
 				}
-			}
-		}
-	}
-}
-
-// checkLinks: nothing stands between what came to a client and what came next.
-func (k *fleetModel) checkLinks(name string, order []topic.Position) {
-	for key, links := range k.links {
-		epoch, ours := strings.CutPrefix(key, name+" ")
-		if !ours {
-			continue
-		}
-		for link := range links {
-			from, to := topic.Position{Offset: link[0], Epoch: epoch}, topic.Position{Offset: link[1], Epoch: epoch}
-			i, found := slices.BinarySearchFunc(order, from, comparePositions)
-			if found {
-				i++
-			}
-			if i < len(order) && order[i] != to && comparePositions(order[i], to) < 0 {
-				k.m.complain("%s: %v came behind %v, between them is %v %.60s", name, to, from, order[i], k.m.published[name][order[i]].data)
 			}
 		}
 	}

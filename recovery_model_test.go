@@ -56,7 +56,8 @@ type recoveryModel struct {
 	// published is what the oracle knows: by topic, epoch and offset.
 	published map[string]map[topic.Position]modelPublication
 	tops      map[string]topic.Position
-	sorted    map[string][]topic.Position // of published, at the end
+	sorted    map[string][]topic.Position            // of published, at the end
+	links     map[modelStream]map[[2]uint64]struct{} // what came to a client behind what
 	// seen is what clients were given under a name, and refusals what they were told
 	// to be lost.
 	seen      map[string]map[topic.Position]string
@@ -142,12 +143,41 @@ func (m *recoveryModel) fault(format string, args ...any) {
 	}
 }
 
-// follows tells whether an offset may come behind where a client stands.
+// follows tells whether an offset may come behind where a client stands. In a
+// stream those of other topics come between; whether any of this one do is seen in
+// the end.
 func (m *recoveryModel) follows(p *modelPlace, offset uint64) bool {
-	if m.fleet != nil {
-		return m.fleet.follows(p, offset)
+	if m.fleet == nil && *testEngine == perch.EngineMemory {
+		return offset == p.at.Offset+1
 	}
-	return offset == p.at.Offset+1
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := modelStream{p.name, p.at.Epoch}
+	if m.links[key] == nil {
+		m.links[key] = map[[2]uint64]struct{}{}
+	}
+	m.links[key][[2]uint64{p.at.Offset, offset}] = struct{}{}
+	return offset > p.at.Offset
+}
+
+// modelStream is a topic in one of its epochs.
+type modelStream struct{ name, epoch string }
+
+// checkLinks: nothing stands between what came to a client and what came next.
+func (m *recoveryModel) checkLinks() {
+	for in, links := range m.links {
+		order := m.sorted[in.name]
+		for link := range links {
+			from, to := topic.Position{Offset: link[0], Epoch: in.epoch}, topic.Position{Offset: link[1], Epoch: in.epoch}
+			i, found := slices.BinarySearchFunc(order, from, comparePositions)
+			if found {
+				i++
+			}
+			if i < len(order) && comparePositions(order[i], to) < 0 {
+				m.complain("%s: %v came behind %v, between them is %v %.60s", in.name, to, from, order[i], m.published[in.name][order[i]].data)
+			}
+		}
+	}
 }
 
 func (m *recoveryModel) top(name string) topic.Position {
@@ -165,6 +195,7 @@ func (m *recoveryModel) check() {
 	for name, all := range m.published {
 		m.sorted[name] = slices.SortedFunc(maps.Keys(all), comparePositions)
 	}
+	m.checkLinks()
 	for name, all := range m.seen {
 		for at, data := range all {
 			if p, ok := m.published[name][at]; !ok {
@@ -237,6 +268,7 @@ func newRecoveryModel(seed uint64, topics []modelTopic) *recoveryModel {
 	m := &recoveryModel{
 		seed: seed, topics: topics, limit: modelRecoveryLimit, every: 2 * time.Millisecond, tops: map[string]topic.Position{},
 		published: map[string]map[topic.Position]modelPublication{}, seen: map[string]map[topic.Position]string{},
+		links: map[modelStream]map[[2]uint64]struct{}{},
 	}
 	for _, mt := range topics {
 		m.published[mt.name] = map[topic.Position]modelPublication{}
