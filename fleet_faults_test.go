@@ -48,7 +48,7 @@ var fleetFaults = []fleetFault{
 		}
 		lasting(300 * time.Millisecond) // a load balancer needs a moment
 		k.setDown(n, true)
-		lasting(between(rng, 9*time.Second, 10*time.Second))
+		lasting(between(rng, 4*time.Second, 6*time.Second)) // TestFleetNodeStopped has 10 s
 		defer k.setDown(n, false)
 		return n.process.Signal(syscall.SIGCONT)
 	}},

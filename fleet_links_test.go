@@ -173,6 +173,30 @@ func TestFleetLink(t *testing.T) {
 	}
 }
 
+// TestFleetLinkLost: a publication under way when the connection goes fails then,
+// and does not wait for its timeout.
+func TestFleetLinkLost(t *testing.T) {
+	c := startFleet(t, fleetOptions{namespaces: []topic.NamespaceOptions{fleetNews}, linked: 1, nodes: 1, timeout: time.Minute})
+	n := c.nodes[0]
+	n.must("news:a", "before")
+	n.each((*testkit.Proxy).Stall)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := n.publish(t.Context(), fleetPublish{Channel: "news:a", Data: rawJSON("under way")})
+		failed <- err
+	}()
+	eventually(t, "a publication under way", func() bool {
+		_, page := n.page("/metrics")
+		return strings.Contains(page, "\nperch_broker_waiting 1\n")
+	})
+	n.each((*testkit.Proxy).Cut)
+	var answered *apiFailure
+	if err := await(t, "an answer", failed); !errors.As(err, &answered) || answered.Code != 100 {
+		t.Errorf("got %v, want error 100", err)
+	}
+	n.each((*testkit.Proxy).Heal)
+}
+
 // TestFleetMajority: with one server of three nothing can be stored, and
 // publishers are told; with two it goes on.
 func TestFleetMajority(t *testing.T) {
