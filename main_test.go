@@ -27,6 +27,7 @@ import (
 func TestMain(m *testing.M) {
 	waitTogether()
 	code := m.Run()
+	closeFleetNATS()
 	if err := testkit.RemoveExecutables(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)

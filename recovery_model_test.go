@@ -45,15 +45,19 @@ const modelRecoveryLimit = 60
 // recoveryModel is one run.
 type recoveryModel struct {
 	server *server
+	// fleet, where set, takes the place of server.
+	fleet  *fleetModel
 	seed   uint64
 	topics []modelTopic
+	limit  int           // of publications that a recovery hands over
 	every  time.Duration // the time between two bursts of a publisher
 
 	mu sync.Mutex
 	// published is what the oracle knows: by topic, epoch and offset.
 	published map[string]map[topic.Position]modelPublication
 	tops      map[string]topic.Position
-	sorted    map[string][]topic.Position // of published, at the end
+	sorted    map[string][]topic.Position            // of published, at the end
+	links     map[modelStream]map[[2]uint64]struct{} // what came to a client behind what
 	// seen is what clients were given under a name, and refusals what they were told
 	// to be lost.
 	seen      map[string]map[topic.Position]string
@@ -99,11 +103,20 @@ func (m *recoveryModel) saw(name string, at topic.Position, data string) {
 
 // publish makes one publication and tells the oracle.
 func (m *recoveryModel) publish(ctx context.Context, name, data string, delta bool) error {
+	if m.fleet != nil {
+		return m.fleet.publish(ctx, name, data, delta)
+	}
 	at := time.Now()
 	pos, err := m.server.PublishRequest(ctx, name, &topic.Publication{Data: []byte(data)}, topic.PublishRequest{Delta: delta})
 	if err != nil {
 		return err
 	}
+	m.acknowledged(name, pos, data, at)
+	return nil
+}
+
+// acknowledged tells the oracle of a publication that was begun at a time.
+func (m *recoveryModel) acknowledged(name string, pos topic.Position, data string, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, twice := m.published[name][pos]; twice {
@@ -113,7 +126,58 @@ func (m *recoveryModel) publish(ctx context.Context, name, data string, delta bo
 	if top := m.tops[name]; top.Epoch != pos.Epoch || top.Offset < pos.Offset {
 		m.tops[name] = pos
 	}
-	return nil
+}
+
+// address is where a client connects to.
+func (m *recoveryModel) address(rng *rand.Rand) string {
+	if m.fleet != nil {
+		return m.fleet.address(rng)
+	}
+	return m.server.public
+}
+
+// fault is what happens to a client only where something else has failed.
+func (m *recoveryModel) fault(format string, args ...any) {
+	if m.fleet == nil || !m.fleet.fault() {
+		m.complain(format, args...)
+	}
+}
+
+// follows tells whether an offset may come behind where a client stands. In a
+// stream those of other topics come between; whether any of this one do is seen in
+// the end.
+func (m *recoveryModel) follows(p *modelPlace, offset uint64) bool {
+	if m.fleet == nil && *testEngine == perch.EngineMemory {
+		return offset == p.at.Offset+1
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := modelStream{p.name, p.at.Epoch}
+	if m.links[key] == nil {
+		m.links[key] = map[[2]uint64]struct{}{}
+	}
+	m.links[key][[2]uint64{p.at.Offset, offset}] = struct{}{}
+	return offset > p.at.Offset
+}
+
+// modelStream is a topic in one of its epochs.
+type modelStream struct{ name, epoch string }
+
+// checkLinks: nothing stands between what came to a client and what came next.
+func (m *recoveryModel) checkLinks() {
+	for in, links := range m.links {
+		order := m.sorted[in.name]
+		for link := range links {
+			from, to := topic.Position{Offset: link[0], Epoch: in.epoch}, topic.Position{Offset: link[1], Epoch: in.epoch}
+			i, found := slices.BinarySearchFunc(order, from, comparePositions)
+			if found {
+				i++
+			}
+			if i < len(order) && comparePositions(order[i], to) < 0 {
+				m.complain("%s: %v came behind %v, between them is %v %.60s", in.name, to, from, order[i], m.published[in.name][order[i]].data)
+			}
+		}
+	}
 }
 
 func (m *recoveryModel) top(name string) topic.Position {
@@ -124,10 +188,14 @@ func (m *recoveryModel) top(name string) topic.Position {
 
 // check holds all against the oracle, when everybody has come to rest.
 func (m *recoveryModel) check() {
+	if m.fleet != nil {
+		m.fleet.adopt()
+	}
 	m.sorted = map[string][]topic.Position{}
 	for name, all := range m.published {
 		m.sorted[name] = slices.SortedFunc(maps.Keys(all), comparePositions)
 	}
+	m.checkLinks()
 	for name, all := range m.seen {
 		for at, data := range all {
 			if p, ok := m.published[name][at]; !ok {
@@ -147,7 +215,7 @@ func (m *recoveryModel) check() {
 		}
 	}
 	for _, r := range m.refusals {
-		if why := m.unjust(r); why != "" {
+		if why := m.unjust(r); why != "" && !m.fleet.pardon(r) {
 			m.complain("%s: recovery from %v to %v refused: %s", r.name, r.since, r.top, why)
 		}
 	}
@@ -184,7 +252,7 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 		return "the topic went backwards"
 	}
 	missed := m.between(r.name, r.since, r.top)
-	if len(missed) > min(o.HistorySize, modelRecoveryLimit) {
+	if len(missed) > min(o.HistorySize, m.limit) {
 		return ""
 	}
 	if len(missed) > 0 && !missed[0].at.Add(o.HistoryTTL).After(r.at) {
@@ -198,8 +266,9 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 
 func newRecoveryModel(seed uint64, topics []modelTopic) *recoveryModel {
 	m := &recoveryModel{
-		seed: seed, topics: topics, every: 2 * time.Millisecond, tops: map[string]topic.Position{},
+		seed: seed, topics: topics, limit: modelRecoveryLimit, every: 2 * time.Millisecond, tops: map[string]topic.Position{},
 		published: map[string]map[topic.Position]modelPublication{}, seen: map[string]map[topic.Position]string{},
+		links: map[modelStream]map[[2]uint64]struct{}{},
 	}
 	for _, mt := range topics {
 		m.published[mt.name] = map[topic.Position]modelPublication{}
@@ -247,6 +316,9 @@ func (m *recoveryModel) run(ctx context.Context, publishers, clients int) {
 		reading.Go(func() { newModelClient(m, k, rest).run(ctx) })
 	}
 	publishing.Wait()
+	if m.fleet != nil {
+		m.fleet.rest()
+	}
 	close(rest) // what is published is known: the clients can tell when they have it
 	reading.Wait()
 	m.check()
@@ -271,7 +343,7 @@ func (m *recoveryModel) publisher(ctx context.Context, k int) {
 				data = fmt.Sprintf(`{"publisher":%d,"document":"%s","n":%d}`, k, strings.Repeat("the same each time ", 20), n)
 			}
 			if err := m.publish(context.WithoutCancel(ctx), mt.name, data, mt.delta && rng.IntN(5) > 0); err != nil {
-				m.complain("publish: %v", err)
+				m.fault("publish: %v", err)
 			}
 		}
 	}

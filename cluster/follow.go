@@ -72,7 +72,7 @@ type streamState struct{ first, last, messages, bytes uint64 }
 
 // state asks the leader where the stream stands.
 func (s *stream) state() (streamState, error) {
-	ctx, cancel := context.WithTimeout(s.life, s.b.link.Timeout())
+	ctx, cancel := context.WithTimeout(s.life, s.timeout())
 	defer cancel()
 	st, err := s.b.link.js.Stream(ctx, s.name)
 	if err != nil {

@@ -129,14 +129,7 @@ func (s *stream) complain(err error) {
 }
 
 func (s *stream) storeSync(subject string, h nats.Header, data []byte) (uint64, error) {
-	type answer struct {
-		seq uint64
-		err error
-	}
-	c := make(chan answer, 1)
-	s.store(subject, h, data, func(seq uint64, err error) { c <- answer{seq, err} })
-	a := <-c
-	return a.seq, a.err
+	return waitWithin(s.timeout(), func(done func(uint64, error)) { s.store(subject, h, data, done) })
 }
 
 // publish stores a publication.

@@ -147,7 +147,7 @@ func (s *stream) last(subject string, done func(*row, error)) {
 }
 
 func (s *stream) lastSync(subject string) (*row, error) {
-	return wait(func(done func(*row, error)) { s.last(subject, done) })
+	return waitWithin(s.timeout(), func(done func(*row, error)) { s.last(subject, done) })
 }
 
 // firstSeq is where the stream begins: what is from there on has neither been too
@@ -193,15 +193,32 @@ func (s *stream) batch(subject string, from uint64, most, bytes int, done func(r
 	})
 }
 
+type answer[T any] struct {
+	v   T
+	err error
+}
+
+// wait waits for the answer, which comes within the link's timeout.
 func wait[T any](do func(func(T, error))) (T, error) {
-	type answer struct {
-		v   T
-		err error
-	}
-	c := make(chan answer, 1)
-	do(func(v T, err error) { c <- answer{v, err} })
+	c := make(chan answer[T], 1)
+	do(func(v T, err error) { c <- answer[T]{v, err} })
 	a := <-c
 	return a.v, a.err
+}
+
+// waitWithin gives up earlier.
+func waitWithin[T any](d time.Duration, do func(func(T, error))) (T, error) {
+	c := make(chan answer[T], 1)
+	do(func(v T, err error) { c <- answer[T]{v, err} })
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case a := <-c:
+		return a.v, a.err
+	case <-t.C:
+		var none T
+		return none, ErrUnavailable
+	}
 }
 
 // marks remembers the places of removed histories: deliveries behind them name

@@ -21,8 +21,11 @@ import (
 const (
 	// watchInterval is how often a stream is compared with what has come of it.
 	watchInterval = 2 * time.Second
-	// ensureRetry is between two attempts to have the stream.
+	// ensureRetry is between two attempts to have the stream, at the most.
 	ensureRetry = time.Second
+	// firstPatience is how long an answer is waited for at first, twice as long each
+	// time: who asks for a stream that another node is just making gets none.
+	firstPatience = 250 * time.Millisecond
 	// suspectTime is for how long positions are compared one by one after something
 	// could not be delivered: two rounds of topic's, and some more.
 	suspectTime = 2 * time.Minute
@@ -49,11 +52,12 @@ type stream struct {
 	cancel context.CancelFunc
 	work   chan struct{} // the watch has something to do at once
 
-	blocks  *blocks      // nil: answers don't wait for the disk; set before ready
-	suspect atomic.Int64 // Unix nanoseconds until which positions are compared one by one
-	seldom  pace.Seldom
-	began   atomic.Uint64 // where the message stood that this node first read the epoch from
-	kept    kept          // of a leaf
+	blocks   *blocks      // nil: answers don't wait for the disk; set before ready
+	patience atomic.Int64 // nanoseconds that an answer is waited for, while it begins; 0: the link's timeout
+	suspect  atomic.Int64 // Unix nanoseconds until which positions are compared one by one
+	seldom   pace.Seldom
+	began    atomic.Uint64 // where the message stood that this node first read the epoch from
+	kept     kept          // of a leaf
 
 	mu     sync.Mutex // held while a delivery is taken
 	sub    *nats.Subscription
@@ -180,7 +184,9 @@ func (s *stream) run() {
 
 // begin tries until the stream is there; false: the broker ends.
 func (s *stream) begin() bool {
-	for {
+	defer s.patience.Store(0)
+	for patience := firstPatience; ; patience = min(2*patience, s.b.link.Timeout()) {
+		s.patience.Store(int64(patience))
 		err := s.b.link.Wait(s.life)
 		if err == nil {
 			if err = s.ensure(); err == nil {
@@ -199,13 +205,15 @@ func (s *stream) begin() bool {
 		if s.life.Err() != nil {
 			return false
 		}
-		if quiet, ok := s.seldom.Pass(10 * time.Second); ok {
-			s.log.Error("history not available: publications into it fail", "err", err, "quiet", quiet)
+		if patience >= s.b.link.Timeout() { // else it may be a stream that is being made
+			if quiet, ok := s.seldom.Pass(10 * time.Second); ok {
+				s.log.Error("history not available: publications into it fail", "err", err, "quiet", quiet)
+			}
 		}
 		select {
 		case <-s.life.Done():
 			return false
-		case <-time.After(ensureRetry):
+		case <-time.After(min(patience, ensureRetry)):
 		}
 	}
 }
@@ -220,9 +228,17 @@ func (s *stream) openBlocks() (err error) {
 	return err
 }
 
+// timeout is how long an answer is waited for.
+func (s *stream) timeout() time.Duration {
+	if p := s.patience.Load(); p > 0 {
+		return time.Duration(p)
+	}
+	return s.b.link.Timeout()
+}
+
 // ensure makes the stream as it is configured here.
 func (s *stream) ensure() error {
-	ctx, cancel := context.WithTimeout(s.life, s.b.link.Timeout())
+	ctx, cancel := context.WithTimeout(s.life, s.timeout())
 	defer cancel()
 	want := s.config()
 	have, err := s.b.link.js.Stream(ctx, s.name)
