@@ -61,7 +61,6 @@ class Perch {
     const config = merge({
       listen: p.public,
       admin: p.admin,
-      engine: process.env.TEST_ENGINE || 'memory',
       data_dir: path.join(p.dir, 'data'),
       api: { key: apiKey },
       auth: { hmac_secret: secret },
