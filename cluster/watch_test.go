@@ -1,0 +1,58 @@
+package cluster
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"perch/auth"
+	"perch/auth/storetest"
+)
+
+// TestStreamPutBack: a node that was cut off while the stream of tokens was lost,
+// and has begun anew behind it, hears of what is revoked since.
+func TestStreamPutBack(t *testing.T) {
+	url := registryBroker(t)
+	p := newProxy(t, url[len("nats://"):])
+	c := storetest.NewClock()
+	a := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
+	cut := linkTo(t, Options{URL: p.url()})
+	b := startTokens(t, cut, TokensOptions{Now: c.Now})
+	for _, jti := range []string{"1", "2", "3"} {
+		if err := a.RevokeID("dev", jti, c.In(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "b hears of the third", func() bool { return b.Revoked("3", "") })
+	p.cut(true)
+	until(t, "b is cut off", func() bool { return !cut.Connected() })
+	if err := a.bucket.link.JetStream().DeleteStream(t.Context(), a.bucket.stream); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a writes again", func() bool { return a.RevokeID("dev", "late", c.In(time.Minute)) == nil })
+	p.cut(false)
+	until(t, "b hears of what was revoked since", func() bool { return b.Revoked("late", "") })
+	if !b.Revoked("1", "") {
+		t.Error("b has forgotten what it knew")
+	}
+}
+
+// TestStreamLost: a node that is connected all the while makes the bucket anew, and
+// hears of what is revoked then.
+func TestStreamLost(t *testing.T) {
+	url := registryBroker(t)
+	r := startRegistry(t, linkTo(t, Options{URL: url}))
+	other := startRegistry(t, linkTo(t, Options{URL: url}))
+	a, b := r.tokens, other.tokens
+	for _, bucket := range []*bucket{a.bucket, r.bucket} {
+		if err := bucket.link.JetStream().DeleteStream(t.Context(), bucket.stream); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "clients are registered again", func() bool {
+		err := r.Put(t.Context(), sampleClient("x"))
+		return err == nil || errors.Is(err, auth.ErrClientExists)
+	})
+	until(t, "a writes again", func() bool { return a.RevokeID("dev", "late", time.Now().Add(time.Minute).Unix()) == nil })
+	until(t, "b hears of it", func() bool { return b.Revoked("late", "") })
+}
