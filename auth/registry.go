@@ -31,7 +31,7 @@ var (
 // Safe from any goroutine; nobody changes a record that it has returned.
 type Registry interface {
 	// Get returns the record of id, which may be some moments old, or
-	// ErrClientUnknown. It is for who wants to log in.
+	// ErrClientUnknown. It is for who has logged in with the secret before.
 	Get(ctx context.Context, id string) (*ClientRecord, error)
 	// Load returns the record of id as it is now, or ErrClientUnknown.
 	Load(ctx context.Context, id string) (*ClientRecord, error)

@@ -189,13 +189,7 @@ func (r *Registry) Get(ctx context.Context, id string) (*auth.ClientRecord, erro
 		return c.record, nil
 	}
 	record, err := r.Load(ctx, id)
-	switch {
-	case errors.Is(err, auth.ErrClientUnknown):
-		r.unknown.Add(1)
-	case err != nil:
-		r.failed.Add(1)
-	default:
-		r.found.Add(1)
+	if err == nil {
 		r.remember(key, record, changes)
 	}
 	return record, err
@@ -219,6 +213,19 @@ func (r *Registry) remember(key string, record *auth.ClientRecord, changes uint6
 
 // Load implements auth.Registry.
 func (r *Registry) Load(ctx context.Context, id string) (*auth.ClientRecord, error) {
+	record, err := r.load(ctx, id)
+	switch {
+	case errors.Is(err, auth.ErrClientUnknown):
+		r.unknown.Add(1)
+	case err != nil:
+		r.failed.Add(1)
+	default:
+		r.found.Add(1)
+	}
+	return record, err
+}
+
+func (r *Registry) load(ctx context.Context, id string) (*auth.ClientRecord, error) {
 	data, revision, err := r.bucket.get(ctx, keyOf(id))
 	if errors.Is(err, errNoKey) {
 		return nil, auth.ErrClientUnknown
@@ -321,7 +328,7 @@ func (r *Registry) loadAll(ctx context.Context, ids []string) ([]*auth.ClientRec
 		places <- struct{}{}
 		group.Go(func() {
 			defer func() { <-places }()
-			records[i], errs[i] = r.Load(ctx, id)
+			records[i], errs[i] = r.load(ctx, id)
 		})
 	}
 	group.Wait()
