@@ -56,3 +56,21 @@ func TestStreamLost(t *testing.T) {
 	until(t, "a writes again", func() bool { return a.RevokeID("dev", "late", time.Now().Add(time.Minute).Unix()) == nil })
 	until(t, "b hears of it", func() bool { return b.Revoked("late", "") })
 }
+
+// TestRevocationNoShorter: of two nodes that end a family, the one that has seen it
+// before its last rotation does not shorten what the other has said.
+func TestRevocationNoShorter(t *testing.T) {
+	url := registryBroker(t)
+	c := storetest.NewClock()
+	a := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
+	for _, seconds := range []time.Duration{200 * time.Second, 100 * time.Second} {
+		if err := a.revokeFamily("sid", "dev", c.In(seconds)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
+	c.Add(150 * time.Second)
+	if !late.Revoked("", "sid") {
+		t.Error("a node that comes later takes the family's last token")
+	}
+}
