@@ -211,6 +211,9 @@ type watching struct {
 	// begin is asked for the first sequence wanted, each time that the watch begins
 	// anew; 0: what comes from now on.
 	begin func() uint64
+	// begun, where set, is called once that is settled: what is written from then on
+	// is told of.
+	begun func()
 	// each is told of each message, in order.
 	each func(key string, m jetstream.Msg, at *jetstream.MsgMetadata)
 	// caught is called whenever all that there was has been told; it may be called
@@ -280,6 +283,9 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 	cons, err := b.link.JetStream().OrderedConsumer(ask, b.stream, config)
 	if err != nil {
 		return false, err
+	}
+	if w.begun != nil {
+		w.begun()
 	}
 	if cons.CachedInfo().NumPending == 0 {
 		w.caught()

@@ -121,17 +121,7 @@ func (r *Registry) Start(ctx context.Context) error {
 	r.bucket.link.OnChange(nil, r.forgetAll)
 	begun := make(chan struct{})
 	first := sync.OnceFunc(func() { close(begun) })
-	r.group.Go(func() {
-		r.bucket.watch(r.life, watching{
-			pattern: ">",
-			// What was missed is not asked for: nothing that is older is kept.
-			begin:   func() uint64 { r.forgetAll(); return 0 },
-			each:    func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { r.forget(key) },
-			caught:  first,
-			batch:   500,
-			headers: true,
-		})
-	})
+	r.group.Go(func() { r.bucket.watch(r.life, r.watching(first)) })
 	select {
 	case <-begun:
 		return nil
@@ -139,6 +129,21 @@ func (r *Registry) Start(ctx context.Context) error {
 		return ctx.Err()
 	case <-r.life.Done():
 		return auth.ErrStoreClosed
+	}
+}
+
+// watching is what keeps records at hand from growing old; caught is called when
+// it begins.
+func (r *Registry) watching(caught func()) watching {
+	return watching{
+		pattern: ">",
+		// What was missed is not asked for: nothing that was read before is kept.
+		begin:   func() uint64 { return 0 },
+		begun:   r.forgetAll,
+		each:    func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { r.forget(key) },
+		caught:  caught,
+		batch:   500,
+		headers: true,
 	}
 }
 

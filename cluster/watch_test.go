@@ -74,3 +74,31 @@ func TestRevocationNoShorter(t *testing.T) {
 		t.Error("a node that comes later takes the family's last token")
 	}
 }
+
+// TestRegistryWatchBegins: a record that was read before the watch hears of changes
+// is not kept: nobody would tell that it has changed since.
+func TestRegistryWatchBegins(t *testing.T) {
+	r := startRegistry(t, linkTo(t, Options{URL: registryBroker(t)}))
+	if err := r.Put(t.Context(), sampleClient("x")); err != nil {
+		t.Fatal(err)
+	}
+	other := NewRegistry(r.bucket.link, r.tokens)
+	if err := other.bucket.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w := other.watching(func() {})
+	begin := w.begin
+	w.once, w.begin = true, func() uint64 {
+		seq := begin()
+		if _, err := other.Get(t.Context(), "x"); err != nil || len(other.cache) != 1 {
+			t.Error(len(other.cache), err)
+		}
+		return seq
+	}
+	if done, err := other.bucket.follow(t.Context(), w); !done || err != nil {
+		t.Fatal(done, err)
+	}
+	if len(other.cache) != 0 {
+		t.Error("the record is still at hand")
+	}
+}
