@@ -52,6 +52,9 @@ type Registry struct {
 	cache   map[string]cached
 	changes uint64 // that were heard of: a record read before one may be older
 	listed  *listing
+	lapses  uint64   // how often nobody knows what has changed
+	walks   int      // under way,
+	written []string // and the ids that were written since the first of them began
 
 	hits, found, unknown, failed atomic.Uint64
 }
@@ -163,10 +166,17 @@ func (r *Registry) forget(key string) {
 	defer r.mu.Unlock()
 	r.changes++
 	delete(r.cache, key)
+	id, ok := unkey(key)
+	if n := len(r.written); ok && r.walks > 0 && (n == 0 || r.written[n-1] != id) {
+		if r.written = append(r.written, id); n > 2*listedIDs {
+			r.lapses++ // more than is worth keeping
+			r.written = r.written[:n]
+		}
+	}
 	if r.listed == nil {
 		return
 	}
-	if id, ok := unkey(key); ok {
+	if ok {
 		r.listed.add(id)
 	}
 	if len(r.listed.ids) > 2*listedIDs {
@@ -178,6 +188,7 @@ func (r *Registry) forgetAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.changes++
+	r.lapses++
 	clear(r.cache)
 	r.listed = nil
 }
@@ -356,20 +367,29 @@ func (r *Registry) loadAll(ctx context.Context, ids []string) ([]*auth.ClientRec
 func (r *Registry) page(ctx context.Context, after string, limit int) (ids []string, more bool, err error) {
 	r.mu.Lock()
 	ids, more, ok := r.listed.page(after, limit, time.Now())
-	changes := r.changes
-	r.mu.Unlock()
 	if ok {
+		r.mu.Unlock()
 		return ids, more, nil
 	}
+	r.walks++
+	lapses, from := r.lapses, len(r.written)
+	r.mu.Unlock()
 	ids, more, err = r.walk(ctx, after, max(limit, listedIDs))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	written := r.written[from:]
+	if r.walks--; r.walks == 0 {
+		r.written = nil
+	}
 	if err != nil {
 		return nil, false, err
 	}
 	l := &listing{after: after, ids: ids, more: more, until: time.Now().Add(listedTTL)}
 	ids, more, _ = l.page(after, limit, time.Now())
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.changes == changes { // else it may lack what was written meanwhile
+	if r.lapses == lapses && len(written) <= listedIDs {
+		for _, id := range written { // the walk may lack it
+			l.add(id)
+		}
 		r.listed = l
 	}
 	return ids, more, nil

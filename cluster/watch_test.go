@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -100,5 +101,42 @@ func TestRegistryWatchBegins(t *testing.T) {
 	}
 	if len(other.cache) != 0 {
 		t.Error("the record is still at hand")
+	}
+}
+
+// TestListingWhileClientsChange: what a walk through all ids has found serves the
+// pages behind it, also where clients were written meanwhile.
+func TestListingWhileClientsChange(t *testing.T) {
+	r := startRegistry(t, linkTo(t, Options{URL: registryBroker(t)}))
+	for _, id := range []string{"a", "b", "c"} {
+		if err := r.Put(t.Context(), sampleClient(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	begun := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			r.forget("bb")
+			if i == 0 {
+				close(begun)
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	<-begun
+	ids, more, err := r.page(t.Context(), "", 1)
+	close(stop)
+	<-done
+	if err != nil || len(ids) != 1 || !more {
+		t.Fatal(ids, more, err)
+	}
+	if r.listed == nil || !slices.Contains(r.listed.ids, "bb") || r.walks != 0 || r.written != nil {
+		t.Fatalf("%+v, %d under way, %d noted", r.listed, r.walks, len(r.written))
 	}
 }
