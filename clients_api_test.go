@@ -183,3 +183,45 @@ func TestClientsWithoutRegistry(t *testing.T) {
 		}
 	}
 }
+
+// TestClientsMetadata: whatever metadata is taken can be read again, and its client
+// works, changes and goes.
+func TestClientsMetadata(t *testing.T) {
+	s := start(t, func(o *perch.Options) { o.Engine, o.NATS.Sync = perch.EngineNATS, "1s" })
+	for name, value := range map[string]string{
+		"markup": strings.Repeat("<&>", 2700), "separators": strings.Repeat("\u2028", 2700), "escapes": strings.Repeat(`\u003c`, 1300),
+	} {
+		t.Run(name, func(t *testing.T) {
+			meta := `{"k":"` + value + `"}`
+			if status, answer, _ := s.callClients(t, "POST", "", `{"id":"`+name+`","metadata":`+meta+`}`); status != http.StatusCreated {
+				t.Fatalf("create: %d %.200s", status, answer)
+			}
+			status, answer, _ := s.callClients(t, "GET", "/"+name, "")
+			var got struct {
+				Result struct {
+					Metadata struct{ K string } `json:"metadata"`
+				} `json:"result"`
+			}
+			if err := json.Unmarshal([]byte(answer), &got); err != nil || status != http.StatusOK {
+				t.Fatalf("show: %d %v %.200s", status, err, answer)
+			}
+			var want string
+			if err := json.Unmarshal([]byte(`"`+value+`"`), &want); err != nil || got.Result.Metadata.K != want {
+				t.Errorf("another value: %.100q %v", got.Result.Metadata.K, err)
+			}
+			for _, method := range []string{"PATCH", "DELETE"} {
+				if status, answer, _ := s.callClients(t, method, "/"+name, ""); status >= 300 {
+					t.Errorf("%s: %d %.200s", method, status, answer)
+				}
+			}
+		})
+	}
+	for name, body := range map[string]string{
+		"a brace too many": `{"user":"u"}}`, "a bracket too many": `{"user":"u"}]`,
+		"not UTF-8": "{\"metadata\":{\"a\":\"\xff\"}}", "a user not UTF-8": "{\"user\":\"a\xffb\"}",
+	} {
+		if status, answer, _ := s.callClients(t, "POST", "", body); status != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", name, status, answer)
+		}
+	}
+}

@@ -80,10 +80,12 @@ type Server struct {
 	// lower case.
 	passed   map[string]bool
 	commands *handler.Commands
-	net      *netpoll.Server
-	public   *http.Server
-	admin    *http.Server
-	adminLn  net.Listener
+	// evictions end the sessions of what is revoked.
+	evictions *handler.Evictions
+	net       *netpoll.Server
+	public    *http.Server
+	admin     *http.Server
+	adminLn   net.Listener
 
 	addr  string
 	held  io.Closer // keeps the port until the loops have it
@@ -351,6 +353,9 @@ func (s *Server) release(deadline time.Time) {
 	}
 	if s.commands != nil {
 		s.commands.Close()
+	}
+	if s.evictions != nil {
+		s.evictions.Close()
 	}
 	if s.nodes != nil {
 		s.nodes.Close()

@@ -199,7 +199,8 @@ func (s *Server) wireNet() error {
 	if err != nil {
 		return err
 	}
-	s.authority.Load().Store.OnRevoke(s.endRevoked)
+	s.evictions = handler.NewEvictions(s.net.EachSession)
+	s.authority.Load().Store.OnRevoke(s.evictions.End)
 	return nil
 }
 
@@ -214,16 +215,6 @@ func (s *Server) deflate() netpoll.Deflate {
 		Submit: s.pool.Submit, Threshold: o.WebSocket.CompressionThreshold,
 		Workers: max(1, min(runtime.GOMAXPROCS(0), o.Pool.Workers/2, deflateWorkers)),
 	}
-}
-
-// endRevoked ends the live sessions of what has been revoked.
-func (s *Server) endRevoked(r auth.Revocation) {
-	revoked := handler.Revokes(r)
-	s.net.EachSession(func(p *session.Session) {
-		if revoked(p) {
-			p.Close(session.ReasonInvalidToken)
-		}
-	})
 }
 
 // addressOf is whose a request over HTTP is, seen through trusted proxies.

@@ -226,7 +226,13 @@ func (a *Authority) Refresh(c *Client, refreshToken string) (Tokens, error) {
 }
 
 func (a *Authority) issue(c *Client, subject, sid, refreshToken string, ttl time.Duration, expires int64) (Tokens, error) {
-	token, err := a.Issuer.Issue(IssueRequest{Subject: subject, Channels: c.Channels, ClientID: c.ID, ClientRevision: c.Revision, Family: sid, expiresAt: expires})
+	revision := c.Revision
+	if revision == 0 {
+		// What a client of the registry, whose id this was, has lost is not what the
+		// configured one gets.
+		revision = a.Store.ClientCut(c.ID)
+	}
+	token, err := a.Issuer.Issue(IssueRequest{Subject: subject, Channels: c.Channels, ClientID: c.ID, ClientRevision: revision, Family: sid, expiresAt: expires})
 	if err != nil {
 		return Tokens{}, err
 	}

@@ -125,16 +125,20 @@ func NewClients(list []ClientOptions, registry Registry) (*Clients, error) {
 	return c, nil
 }
 
-// find returns the client of that id; nil where there is none. The errors are
-// those of the registry.
-func (c *Clients) find(ctx context.Context, id string) (*Client, error) {
+// find returns the client of that id; nil where there is none. now asks for its
+// record as it is now. The errors are those of the registry.
+func (c *Clients) find(ctx context.Context, id string, now bool) (*Client, error) {
 	if cl := c.byID[id]; cl != nil || c.registry == nil {
 		return cl, nil
 	}
 	if !registryID.MatchString(id) {
 		return nil, nil
 	}
-	r, err := c.registry.Get(ctx, id)
+	get := c.registry.Get
+	if now {
+		get = c.registry.Load
+	}
+	r, err := get(ctx, id)
 	if errors.Is(err, ErrClientUnknown) {
 		return nil, nil
 	}
@@ -168,7 +172,7 @@ func (c *Clients) Known(ctx context.Context, id, secret string) (*Client, error)
 	if !ok || !c.now().Before(r.until) {
 		return nil, nil
 	}
-	cl, err := c.find(ctx, id)
+	cl, err := c.find(ctx, id, false)
 	if cl == nil || cl.SecretHash != r.hash {
 		return nil, err
 	}
@@ -195,8 +199,9 @@ func (c *Clients) Authenticate(ctx context.Context, id, secret string) (*Client,
 		return nil, ErrBusy
 	}
 	// Asked before the place for a hash is taken: a registry that does not answer
-	// must not keep the others from theirs.
-	cl, err := c.find(ctx, id)
+	// must not keep the others from theirs. It is asked each time: a record at hand
+	// would be found faster than that there is none.
+	cl, err := c.find(ctx, id, true)
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ var (
 // Safe from any goroutine; nobody changes a record that it has returned.
 type Registry interface {
 	// Get returns the record of id, which may be some moments old, or
-	// ErrClientUnknown. It is for who wants to log in.
+	// ErrClientUnknown. It is for who has logged in with the secret before.
 	Get(ctx context.Context, id string) (*ClientRecord, error)
 	// Load returns the record of id as it is now, or ErrClientUnknown.
 	Load(ctx context.Context, id string) (*ClientRecord, error)
@@ -88,11 +88,14 @@ var registryID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@+~-]{0,127}$`)
 
 // Encode is the record as it is kept.
 func (r *ClientRecord) Encode() ([]byte, error) {
-	b, err := json.Marshal(r)
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	// Metadata stays as long as it is: over its bound it could not be read again.
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(r); err != nil {
 		return nil, fmt.Errorf("auth: encode client record: %w", err)
 	}
-	return b, nil
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // DecodeClientRecord reads what Encode wrote. It fails with ErrClientRecord,
@@ -137,7 +140,7 @@ func (r *ClientRecord) check() *FieldError {
 		return &FieldError{"longest_ttl", "is out of bounds"}
 	}
 	if r.Metadata != nil {
-		if m := bytes.TrimSpace(r.Metadata); len(m) > maxMetadata || len(m) == 0 || m[0] != '{' || !json.Valid(m) {
+		if m := bytes.TrimSpace(r.Metadata); len(m) > maxMetadata || len(m) == 0 || m[0] != '{' || !validJSON(m) {
 			return &FieldError{"metadata", fmt.Sprintf("must be a JSON object of at most %d bytes", maxMetadata)}
 		}
 	}

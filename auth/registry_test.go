@@ -208,3 +208,103 @@ func TestRegistrySecretForgotten(t *testing.T) {
 		t.Errorf("decoys of %v", kinds)
 	}
 }
+
+// countingRegistry counts what it is asked.
+type countingRegistry struct {
+	*memRegistry
+	gets, loads int
+}
+
+func (c *countingRegistry) Get(ctx context.Context, id string) (*ClientRecord, error) {
+	c.gets++
+	return c.memRegistry.Load(ctx, id)
+}
+
+func (c *countingRegistry) Load(ctx context.Context, id string) (*ClientRecord, error) {
+	c.loads++
+	return c.memRegistry.Load(ctx, id)
+}
+
+// TestRegistryGuesses: a guess asks the registry as often, and for the same, where
+// there is such a client and where there is none: the time that it takes would tell.
+func TestRegistryGuesses(t *testing.T) {
+	a, m := newRegistry(t)
+	r, secret, err := a.CreateClient(t.Context(), "dev", ClientChange{})
+	if err != nil || r.ID != "dev" {
+		t.Fatal(err)
+	}
+	c := &countingRegistry{memRegistry: m}
+	clients, err := NewClients(nil, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"dev", "none"} {
+		*c = countingRegistry{memRegistry: m}
+		for range 3 {
+			if _, err := clients.Authenticate(t.Context(), id, "a wrong one"); !errors.Is(err, ErrClientUnknown) {
+				t.Fatal(err)
+			}
+		}
+		if c.gets != 0 || c.loads != 3 {
+			t.Errorf("%s: %d for a record at hand, %d for the record", id, c.gets, c.loads)
+		}
+	}
+	*c = countingRegistry{memRegistry: m}
+	for range 3 {
+		if _, err := clients.Authenticate(t.Context(), "dev", secret); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.gets != 2 || c.loads != 1 {
+		t.Errorf("who has the secret: %d, %d", c.gets, c.loads)
+	}
+}
+
+// TestRegistryToConfiguration: a client that was deleted and now stands in the
+// configuration gets tokens that are good; those of before stay revoked.
+func TestRegistryToConfiguration(t *testing.T) {
+	a, m := newRegistry(t)
+	_, secret, err := a.CreateClient(t.Context(), "dev", ClientChange{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := a.Authenticate(t.Context(), anywhere, "dev", secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := a.Grant(before, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.DeleteClient(t.Context(), "dev", 0); err != nil {
+		t.Fatal(err)
+	}
+	hash, err := HashSecret("sesame-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Open(Options{HMACSecret: testSecret, Clients: []ClientOptions{{ID: "dev", SecretHash: hash}}, Registry: m, Store: m.store, Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.Authenticate(t.Context(), anywhere, "dev", "sesame-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := b.Grant(c, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Verifier.Connect(fresh.AccessToken); err != nil {
+		t.Errorf("a token of the configured client: %v", err)
+	}
+	if fresh, err = b.Refresh(c, fresh.RefreshToken); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Verifier.Connect(fresh.AccessToken); err != nil {
+		t.Errorf("refreshed: %v", err)
+	}
+	if _, err := b.Verifier.Connect(old.AccessToken); !errors.Is(err, ErrTokenRevoked) {
+		t.Errorf("a token of before: %v", err)
+	}
+}

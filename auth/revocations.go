@@ -82,6 +82,18 @@ func (r *Revocations) ClientRevoked(client string, revision uint64) bool {
 	return revision < cut.revision && cut.until > now
 }
 
+// ClientCut is the revision below which what the client got is revoked; 0: nothing
+// is. Safe from any goroutine.
+func (r *Revocations) ClientCut(client string) uint64 {
+	now := r.now().Unix()
+	r.revMu.RLock()
+	defer r.revMu.RUnlock()
+	if cut := r.clients[client]; cut.until > now {
+		return cut.revision
+	}
+	return 0
+}
+
 // Full tells whether there is no room for one more.
 func (r *Revocations) Full() bool { return r.count.Load() >= int64(r.max) }
 

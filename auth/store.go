@@ -42,6 +42,7 @@ type TokenStore interface {
 	// Those of Revocations.
 	Revoked(jti, family string) bool
 	ClientRevoked(client string, revision uint64) bool
+	ClientCut(client string) uint64
 	OnRevoke(f func(Revocation))
 	Count() int
 

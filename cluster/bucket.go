@@ -47,6 +47,7 @@ type bucket struct {
 	stream  string
 	subject string // with a dot behind it
 	handle  atomic.Pointer[jetstream.Stream]
+	round   atomic.Pointer[context.CancelFunc] // ends the watch's consumer
 }
 
 func newBucket(l *Link, kind string) *bucket {
@@ -57,7 +58,16 @@ func newBucket(l *Link, kind string) *bucket {
 		name += site + "_"
 	}
 	name += kind
-	return &bucket{link: l, stream: "KV_" + name, subject: "$KV." + name + "."}
+	b := &bucket{link: l, stream: "KV_" + name, subject: "$KV." + name + "."}
+	l.OnChange(b.again, b.again)
+	return b
+}
+
+// again has the watch begin anew.
+func (b *bucket) again() {
+	if end := b.round.Load(); end != nil {
+		(*end)()
+	}
 }
 
 // open makes the bucket, or finds it; it tries until it can, or ctx ends.
@@ -198,8 +208,12 @@ func (b *bucket) fault(err error) error {
 // watching is what a bucket's watcher is to do.
 type watching struct {
 	pattern string
-	// begin is asked for the first sequence wanted; 0: what comes from now on.
+	// begin is asked for the first sequence wanted, each time that the watch begins
+	// anew; 0: what comes from now on.
 	begin func() uint64
+	// begun, where set, is called once that is settled: what is written from then on
+	// is told of.
+	begun func()
 	// each is told of each message, in order.
 	each func(key string, m jetstream.Msg, at *jetstream.MsgMetadata)
 	// caught is called whenever all that there was has been told; it may be called
@@ -211,19 +225,40 @@ type watching struct {
 	once    bool // return after caught
 }
 
-// watch tells of what is written to the keys of a pattern, until ctx ends. The
-// consumer goes on by itself where the connection was lost or the broker has been
-// started anew; where it gives up, the next one goes on where begin says.
+// watchCheck is how long a watch hears nothing before it looks whether its stream
+// is still the one that it began with.
+const watchCheck = 30 * time.Second
+
+// errStreamAnew: sequences don't mean any more what they meant before.
+var errStreamAnew = errors.New("cluster: stream has begun anew")
+
+// watch tells of what is written to the keys of a pattern, until ctx ends. A
+// consumer ends with the connection: the stream that is there when it is back may
+// have lost its end, or be another one, and then a consumer that goes on at its
+// place would pass over what is new.
 func (b *bucket) watch(ctx context.Context, w watching) {
 	for ctx.Err() == nil {
-		done, err := b.follow(ctx, w)
+		round, end := context.WithCancel(ctx)
+		b.round.Store(&end)
+		if !b.link.Connected() {
+			_ = pause(round, openWait/4) // ctx is looked at next
+			end()
+			continue
+		}
+		done, err := b.follow(round, w)
+		end()
 		if done || ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			b.link.log.Debug("watch of a bucket begins anew", "bucket", b.stream, "err", err)
-			_ = pause(ctx, openWait/4)
+		if err == nil {
+			continue
 		}
+		b.link.log.Debug("watch of a bucket begins anew", "bucket", b.stream, "err", err)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			b.link.log.Error("bucket of the broker is lost, and made anew", "bucket", b.stream)
+			_ = b.open(ctx) // the same
+		}
+		_ = pause(ctx, openWait/4)
 	}
 }
 
@@ -231,6 +266,7 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) {
 	config := jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{b.subject + w.pattern}, HeadersOnly: w.headers, InactiveThreshold: time.Minute,
+		MaxResetAttempts: 1, // watch has a better way, which ends when it is to
 	}
 	if seq := w.begin(); seq > 0 {
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, seq
@@ -239,9 +275,17 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 	}
 	ask, cancel := context.WithTimeout(ctx, b.link.Timeout())
 	defer cancel()
+	stream, err := b.link.JetStream().Stream(ask, b.stream)
+	if err != nil {
+		return false, err
+	}
+	made, last := stream.CachedInfo().Created, uint64(0)
 	cons, err := b.link.JetStream().OrderedConsumer(ask, b.stream, config)
 	if err != nil {
 		return false, err
+	}
+	if w.begun != nil {
+		w.begun()
 	}
 	if cons.CachedInfo().NumPending == 0 {
 		w.caught()
@@ -256,7 +300,12 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 	defer it.Stop()
 	defer context.AfterFunc(ctx, it.Stop)()
 	for {
-		m, err := it.Next()
+		m, err := it.Next(jetstream.NextMaxWait(watchCheck))
+		if errors.Is(err, nats.ErrTimeout) {
+			if err = b.same(ctx, stream, made, last); err == nil {
+				continue
+			}
+		}
 		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
 			return false, nil
 		}
@@ -267,6 +316,7 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 		if err != nil {
 			return false, err
 		}
+		last = at.Sequence.Stream
 		w.each(strings.TrimPrefix(m.Subject(), b.subject), m, at)
 		if at.NumPending == 0 {
 			w.caught()
@@ -275,6 +325,18 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 			}
 		}
 	}
+}
+
+// same fails where a stream is not the one that was made then, or has lost what it
+// had told of.
+func (b *bucket) same(ctx context.Context, stream jetstream.Stream, made time.Time, last uint64) error {
+	ask, cancel := context.WithTimeout(ctx, b.link.Timeout())
+	defer cancel()
+	info, err := stream.Info(ask)
+	if err == nil && (!info.Created.Equal(made) || info.State.LastSeq < last) {
+		err = errStreamAnew
+	}
+	return err
 }
 
 // keyOf is a name as one token of a key; longKey is from where on only its hash

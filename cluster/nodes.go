@@ -76,6 +76,16 @@ type peer struct {
 	heard  time.Time
 }
 
+// parted is a node that has said goodbye. What it has said before, to this node
+// alone, comes by another subscription and may be heard behind it.
+type parted struct {
+	started int64
+	at      time.Time
+}
+
+// partedKeep is for how long that may be.
+const partedKeep = 10 * time.Second
+
 // Nodes knows the other nodes of a cluster, asks them and answers them. All
 // methods are safe from any goroutine; those that block say so.
 type Nodes struct {
@@ -94,6 +104,7 @@ type Nodes struct {
 
 	mu      sync.Mutex
 	peers   map[session.Node]*peer
+	parted  map[session.Node]parted
 	digest  string
 	swept   time.Time
 	surveys map[uint64]*survey
@@ -125,7 +136,7 @@ func NewNodes(o NodesOptions) *Nodes {
 		opts: o, log: o.Logger, nc: o.Link.Conn(), self: nodeHex(o.Node), base: o.Link.Prefix() + "." + subjectNodes + ".",
 		helpers: helpers{most: answerWorkers, queue: answerQueue, bytes: answerQueueBytes},
 		back:    make(chan struct{}, 1),
-		peers:   make(map[session.Node]*peer), surveys: make(map[uint64]*survey), shared: make(map[string]*survey),
+		peers:   make(map[session.Node]*peer), parted: make(map[session.Node]parted), surveys: make(map[uint64]*survey), shared: make(map[string]*survey),
 	}
 	n.outbox = outbox{publish: n.nc.Publish, most: outboxBytes}
 	n.life, n.end = context.WithCancel(context.Background())
@@ -269,11 +280,16 @@ func (n *Nodes) receive(m *nats.Msg) {
 // hear takes an announcement.
 func (n *Nodes) hear(e *envelope) {
 	if e.Bye {
+		n.mu.Lock()
+		if n.peers[e.from] != nil {
+			n.parted[e.from] = parted{e.Started, time.Now()}
+		}
+		n.mu.Unlock()
 		n.drop(e.from, &n.left, "node left")
 		return
 	}
 	n.mu.Lock()
-	if n.closed {
+	if p, ok := n.parted[e.from]; n.closed || ok && p.started == e.Started {
 		n.mu.Unlock()
 		return
 	}
@@ -327,6 +343,11 @@ func (n *Nodes) sweep() {
 	n.mu.Lock()
 	deaf := !n.opts.Link.Connected() || now.Sub(n.swept) > 2*n.opts.Interval
 	n.swept = now
+	for node, p := range n.parted {
+		if now.Sub(p.at) > partedKeep {
+			delete(n.parted, node)
+		}
+	}
 	var gone []session.Node
 	for node, p := range n.peers {
 		if deaf {

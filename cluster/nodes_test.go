@@ -411,3 +411,35 @@ func TestNodesBeforeNATS(t *testing.T) {
 		t.Errorf("%q, %v", sayAll(answers), err)
 	}
 }
+
+// TestNodesLateWord: a node that has said goodbye does not come back by what it has
+// said before, which may be heard behind it.
+func TestNodesLateWord(t *testing.T) {
+	url := outside(t, -1).ClientURL()
+	a := join(t, url, "a", 1, func(o *NodesOptions) { o.Gone = time.Hour })
+	far := linkTo(t, Options{URL: url})
+	if err := far.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	say := func(subject string, e envelope) {
+		e.Node, e.Name, e.Digest = nodeHex(9), "x", "same"
+		if err := far.Conn().Publish(subject, e.encode(nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("perch.n.hello", envelope{Started: 100})
+	a.knows("x")
+	say("perch.n.hello", envelope{Started: 100, Bye: true})
+	a.knows("")
+	before := a.Counts().Broken
+	say("perch.n."+nodeHex(1)+".hello", envelope{Started: 100})
+	say("perch.n."+nodeHex(1)+".what", envelope{}) // behind it
+	until(t, "all is heard", func() bool { return a.Counts().Broken == before+1 })
+	a.knows("")
+	if n := a.Counts(); n.Joined != 1 || n.Left != 1 {
+		t.Errorf("%+v", n)
+	}
+	// Of the same id, but another one.
+	say("perch.n.hello", envelope{Started: 101})
+	a.knows("x")
+}

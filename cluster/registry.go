@@ -52,6 +52,9 @@ type Registry struct {
 	cache   map[string]cached
 	changes uint64 // that were heard of: a record read before one may be older
 	listed  *listing
+	lapses  uint64   // how often nobody knows what has changed
+	walks   int      // under way,
+	written []string // and the ids that were written since the first of them began
 
 	hits, found, unknown, failed atomic.Uint64
 }
@@ -121,17 +124,7 @@ func (r *Registry) Start(ctx context.Context) error {
 	r.bucket.link.OnChange(nil, r.forgetAll)
 	begun := make(chan struct{})
 	first := sync.OnceFunc(func() { close(begun) })
-	r.group.Go(func() {
-		r.bucket.watch(r.life, watching{
-			pattern: ">",
-			// What was missed is not asked for: nothing that is older is kept.
-			begin:   func() uint64 { r.forgetAll(); return 0 },
-			each:    func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { r.forget(key) },
-			caught:  first,
-			batch:   500,
-			headers: true,
-		})
-	})
+	r.group.Go(func() { r.bucket.watch(r.life, r.watching(first)) })
 	select {
 	case <-begun:
 		return nil
@@ -139,6 +132,21 @@ func (r *Registry) Start(ctx context.Context) error {
 		return ctx.Err()
 	case <-r.life.Done():
 		return auth.ErrStoreClosed
+	}
+}
+
+// watching is what keeps records at hand from growing old; caught is called when
+// it begins.
+func (r *Registry) watching(caught func()) watching {
+	return watching{
+		pattern: ">",
+		// What was missed is not asked for: nothing that was read before is kept.
+		begin:   func() uint64 { return 0 },
+		begun:   r.forgetAll,
+		each:    func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { r.forget(key) },
+		caught:  caught,
+		batch:   500,
+		headers: true,
 	}
 }
 
@@ -158,10 +166,17 @@ func (r *Registry) forget(key string) {
 	defer r.mu.Unlock()
 	r.changes++
 	delete(r.cache, key)
+	id, ok := unkey(key)
+	if n := len(r.written); ok && r.walks > 0 && (n == 0 || r.written[n-1] != id) {
+		if r.written = append(r.written, id); n > 2*listedIDs {
+			r.lapses++ // more than is worth keeping
+			r.written = r.written[:n]
+		}
+	}
 	if r.listed == nil {
 		return
 	}
-	if id, ok := unkey(key); ok {
+	if ok {
 		r.listed.add(id)
 	}
 	if len(r.listed.ids) > 2*listedIDs {
@@ -173,6 +188,7 @@ func (r *Registry) forgetAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.changes++
+	r.lapses++
 	clear(r.cache)
 	r.listed = nil
 }
@@ -189,13 +205,7 @@ func (r *Registry) Get(ctx context.Context, id string) (*auth.ClientRecord, erro
 		return c.record, nil
 	}
 	record, err := r.Load(ctx, id)
-	switch {
-	case errors.Is(err, auth.ErrClientUnknown):
-		r.unknown.Add(1)
-	case err != nil:
-		r.failed.Add(1)
-	default:
-		r.found.Add(1)
+	if err == nil {
 		r.remember(key, record, changes)
 	}
 	return record, err
@@ -219,6 +229,19 @@ func (r *Registry) remember(key string, record *auth.ClientRecord, changes uint6
 
 // Load implements auth.Registry.
 func (r *Registry) Load(ctx context.Context, id string) (*auth.ClientRecord, error) {
+	record, err := r.load(ctx, id)
+	switch {
+	case errors.Is(err, auth.ErrClientUnknown):
+		r.unknown.Add(1)
+	case err != nil:
+		r.failed.Add(1)
+	default:
+		r.found.Add(1)
+	}
+	return record, err
+}
+
+func (r *Registry) load(ctx context.Context, id string) (*auth.ClientRecord, error) {
 	data, revision, err := r.bucket.get(ctx, keyOf(id))
 	if errors.Is(err, errNoKey) {
 		return nil, auth.ErrClientUnknown
@@ -321,7 +344,7 @@ func (r *Registry) loadAll(ctx context.Context, ids []string) ([]*auth.ClientRec
 		places <- struct{}{}
 		group.Go(func() {
 			defer func() { <-places }()
-			records[i], errs[i] = r.Load(ctx, id)
+			records[i], errs[i] = r.load(ctx, id)
 		})
 	}
 	group.Wait()
@@ -344,20 +367,29 @@ func (r *Registry) loadAll(ctx context.Context, ids []string) ([]*auth.ClientRec
 func (r *Registry) page(ctx context.Context, after string, limit int) (ids []string, more bool, err error) {
 	r.mu.Lock()
 	ids, more, ok := r.listed.page(after, limit, time.Now())
-	changes := r.changes
-	r.mu.Unlock()
 	if ok {
+		r.mu.Unlock()
 		return ids, more, nil
 	}
+	r.walks++
+	lapses, from := r.lapses, len(r.written)
+	r.mu.Unlock()
 	ids, more, err = r.walk(ctx, after, max(limit, listedIDs))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	written := r.written[from:]
+	if r.walks--; r.walks == 0 {
+		r.written = nil
+	}
 	if err != nil {
 		return nil, false, err
 	}
 	l := &listing{after: after, ids: ids, more: more, until: time.Now().Add(listedTTL)}
 	ids, more, _ = l.page(after, limit, time.Now())
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.changes == changes { // else it may lack what was written meanwhile
+	if r.lapses == lapses && len(written) <= listedIDs {
+		for _, id := range written { // the walk may lack it
+			l.add(id)
+		}
 		r.listed = l
 	}
 	return ids, more, nil

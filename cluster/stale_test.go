@@ -38,6 +38,9 @@ func TestStaleRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := a.Authenticate(ctx, anywhere, "dev", secret); err != nil { // from here on a record at hand will do
+		t.Fatal(err)
+	}
 	m.stale["dev"] = r
 	disabled, _, err := a.ChangeClient(ctx, "dev", 0, auth.ClientChange{Disabled: &yes})
 	if err != nil || disabled.Floor != r.Revision+1 {

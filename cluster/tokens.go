@@ -69,7 +69,6 @@ type Tokens struct {
 	end    context.CancelFunc
 	group  sync.WaitGroup
 	closed atomic.Bool
-	last   atomic.Uint64 // the last revocation that was read
 
 	failing  atomic.Bool
 	failures atomic.Uint64
@@ -99,13 +98,10 @@ func (t *Tokens) Start(ctx context.Context) error {
 	t.group.Go(func() {
 		t.bucket.watch(t.life, watching{
 			pattern: revocationKeys + ">",
-			begin:   func() uint64 { return t.last.Load() + 1 },
-			each: func(key string, m jetstream.Msg, at *jetstream.MsgMetadata) {
-				t.heard(key, m)
-				t.last.Store(at.Sequence.Stream)
-			},
-			caught: first,
-			batch:  500,
+			begin:   func() uint64 { return 1 }, // what is known already costs some microseconds
+			each:    func(key string, m jetstream.Msg, _ *jetstream.MsgMetadata) { t.heard(key, m) },
+			caught:  first,
+			batch:   500,
 			// Nobody else writes there.
 			once: t.bucket.link.Alone(),
 		})
@@ -299,7 +295,7 @@ func (t *Tokens) endFamily(client, sid string) error {
 		case t.Full():
 			t.log.Error(auth.FullMessage)
 		default:
-			if err := t.revoke(revokedFamily+sid, r); err != nil {
+			if err := t.revokeFamily(sid, client, r.Until); err != nil {
 				return err
 			}
 			told = true
@@ -383,13 +379,18 @@ func (t *Tokens) RevokeClient(client string, revision uint64, until int64) error
 	return t.done(t.bucket.drop(t.life, familyKeys+keyOf(client)+".*", 0))
 }
 
-// merge writes a revocation of a client that says no less than the one that stands
-// there.
+// revokeFamily revokes what was issued with a family, until the last of it is over.
+// Another node may have seen a later rotation.
+func (t *Tokens) revokeFamily(sid, client string, until int64) error {
+	return t.merge(revokedFamily+sid, auth.Revocation{Family: sid, Client: client, Until: until})
+}
+
+// merge writes a revocation that says no less than the one that stands there.
 func (t *Tokens) merge(key string, r auth.Revocation) error {
 	for range casTries {
 		data, at, err := t.bucket.get(t.life, key)
 		if err != nil && !errors.Is(err, errNoKey) {
-			return t.done(err)
+			return t.revoked(r, err)
 		}
 		if err == nil {
 			if old, e := decodeRevocation(key, data); e == nil {
@@ -401,7 +402,7 @@ func (t *Tokens) merge(key string, r auth.Revocation) error {
 		}
 		return t.revoked(r, err)
 	}
-	return t.done(ErrUnavailable)
+	return t.revoked(r, ErrUnavailable)
 }
 
 func (t *Tokens) revoke(key string, r auth.Revocation) error {

@@ -237,3 +237,22 @@ func FuzzFarNews(f *testing.F) {
 		}
 	})
 }
+
+// FuzzCensus: whatever a node answers, it is an error or a list.
+func FuzzCensus(f *testing.F) {
+	good, err := encodePresence(crowd(0, 2))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte{0x0a, 0x03, 0x0a, 0x01, 'a'}) // a client of which nothing is said
+	f.Add([]byte{0x0a, 0x00})
+	t := tallyOf(crowd(0, 3))
+	f.Add(t.encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := &census{here: crowd(0, 1), others: [][]byte{b}}
+		_, _ = c.list()
+		_, _, _ = c.stats()
+		_, _ = DecodeNews(b)
+	})
+}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
 
@@ -165,6 +166,9 @@ func (e *clientEndpoints) read(c *gin.Context) (*clientRequest, error) {
 	if err != nil {
 		return nil, &clientError{Code: http.StatusBadRequest, Message: "the body can't be read"}
 	}
+	if !utf8.Valid(body) { // encoding/json takes it, and changes it
+		return nil, &clientError{Code: http.StatusBadRequest, Message: "the body is not UTF-8"}
+	}
 	if len(bytes.TrimSpace(body)) == 0 {
 		body = []byte("{}")
 	}
@@ -181,7 +185,10 @@ func (e *clientEndpoints) read(c *gin.Context) (*clientRequest, error) {
 			return nil, badField(m[1], "is not known")
 		}
 		return nil, &clientError{Code: http.StatusBadRequest, Message: "the body is not a JSON object"}
-	case r == nil || dec.More():
+	case r == nil:
+		return nil, &clientError{Code: http.StatusBadRequest, Message: "the body is not a JSON object"}
+	}
+	if _, err := dec.Token(); err != io.EOF {
 		return nil, &clientError{Code: http.StatusBadRequest, Message: "the body is not a JSON object"}
 	}
 	if r.Channels != nil {

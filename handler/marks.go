@@ -51,20 +51,3 @@ func (c *Commands) mark(s *session.Session, claims *auth.Claims) bool {
 	}
 	return true
 }
-
-// Revokes returns what tells whether a session lives of what is revoked. It runs
-// on the session's loop.
-func Revokes(r auth.Revocation) func(*session.Session) bool {
-	family, token := marks(r.Client, r.Family, r.ID)
-	switch {
-	case r.ID != "":
-		return func(s *session.Session) bool { return s.Token == token }
-	case r.Family != "":
-		return func(s *session.Session) bool { return s.Family == family }
-	case r.Client != "":
-		return func(s *session.Session) bool {
-			return s.Family>>nameBits == family>>nameBits && s.Token>>nameBits == token>>nameBits
-		}
-	}
-	return func(*session.Session) bool { return false }
-}

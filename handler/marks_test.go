@@ -35,9 +35,10 @@ func TestRevokes(t *testing.T) {
 		{auth.Revocation{}, ""},
 	} {
 		got := ""
-		revoked := Revokes(tt.r)
+		var set revokedSet
+		set.add(tt.r)
 		for _, name := range []string{"a1", "a2", "a3", "a4", "a5", "b1", "b2", "own", "nobody"} {
-			if revoked(sessions[name]) {
+			if set.has(sessions[name]) {
 				if got != "" {
 					got += " "
 				}

@@ -1,0 +1,142 @@
+package cluster
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"perch/auth"
+	"perch/auth/storetest"
+)
+
+// TestStreamPutBack: a node that was cut off while the stream of tokens was lost,
+// and has begun anew behind it, hears of what is revoked since.
+func TestStreamPutBack(t *testing.T) {
+	url := registryBroker(t)
+	p := newProxy(t, url[len("nats://"):])
+	c := storetest.NewClock()
+	a := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
+	cut := linkTo(t, Options{URL: p.url()})
+	b := startTokens(t, cut, TokensOptions{Now: c.Now})
+	for _, jti := range []string{"1", "2", "3"} {
+		if err := a.RevokeID("dev", jti, c.In(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "b hears of the third", func() bool { return b.Revoked("3", "") })
+	p.cut(true)
+	until(t, "b is cut off", func() bool { return !cut.Connected() })
+	if err := a.bucket.link.JetStream().DeleteStream(t.Context(), a.bucket.stream); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a writes again", func() bool { return a.RevokeID("dev", "late", c.In(time.Minute)) == nil })
+	p.cut(false)
+	until(t, "b hears of what was revoked since", func() bool { return b.Revoked("late", "") })
+	if !b.Revoked("1", "") {
+		t.Error("b has forgotten what it knew")
+	}
+}
+
+// TestStreamLost: a node that is connected all the while makes the bucket anew, and
+// hears of what is revoked then.
+func TestStreamLost(t *testing.T) {
+	url := registryBroker(t)
+	r := startRegistry(t, linkTo(t, Options{URL: url}))
+	other := startRegistry(t, linkTo(t, Options{URL: url}))
+	a, b := r.tokens, other.tokens
+	for _, bucket := range []*bucket{a.bucket, r.bucket} {
+		if err := bucket.link.JetStream().DeleteStream(t.Context(), bucket.stream); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "clients are registered again", func() bool {
+		err := r.Put(t.Context(), sampleClient("x"))
+		return err == nil || errors.Is(err, auth.ErrClientExists)
+	})
+	until(t, "a writes again", func() bool { return a.RevokeID("dev", "late", time.Now().Add(time.Minute).Unix()) == nil })
+	until(t, "b hears of it", func() bool { return b.Revoked("late", "") })
+}
+
+// TestRevocationNoShorter: of two nodes that end a family, the one that has seen it
+// before its last rotation does not shorten what the other has said.
+func TestRevocationNoShorter(t *testing.T) {
+	url := registryBroker(t)
+	c := storetest.NewClock()
+	a := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
+	for _, seconds := range []time.Duration{200 * time.Second, 100 * time.Second} {
+		if err := a.revokeFamily("sid", "dev", c.In(seconds)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
+	c.Add(150 * time.Second)
+	if !late.Revoked("", "sid") {
+		t.Error("a node that comes later takes the family's last token")
+	}
+}
+
+// TestRegistryWatchBegins: a record that was read before the watch hears of changes
+// is not kept: nobody would tell that it has changed since.
+func TestRegistryWatchBegins(t *testing.T) {
+	r := startRegistry(t, linkTo(t, Options{URL: registryBroker(t)}))
+	if err := r.Put(t.Context(), sampleClient("x")); err != nil {
+		t.Fatal(err)
+	}
+	other := NewRegistry(r.bucket.link, r.tokens)
+	if err := other.bucket.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w := other.watching(func() {})
+	begin := w.begin
+	w.once, w.begin = true, func() uint64 {
+		seq := begin()
+		if _, err := other.Get(t.Context(), "x"); err != nil || len(other.cache) != 1 {
+			t.Error(len(other.cache), err)
+		}
+		return seq
+	}
+	if done, err := other.bucket.follow(t.Context(), w); !done || err != nil {
+		t.Fatal(done, err)
+	}
+	if len(other.cache) != 0 {
+		t.Error("the record is still at hand")
+	}
+}
+
+// TestListingWhileClientsChange: what a walk through all ids has found serves the
+// pages behind it, also where clients were written meanwhile.
+func TestListingWhileClientsChange(t *testing.T) {
+	r := startRegistry(t, linkTo(t, Options{URL: registryBroker(t)}))
+	for _, id := range []string{"a", "b", "c"} {
+		if err := r.Put(t.Context(), sampleClient(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	begun := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			r.forget("bb")
+			if i == 0 {
+				close(begun)
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	<-begun
+	ids, more, err := r.page(t.Context(), "", 1)
+	close(stop)
+	<-done
+	if err != nil || len(ids) != 1 || !more {
+		t.Fatal(ids, more, err)
+	}
+	if r.listed == nil || !slices.Contains(r.listed.ids, "bb") || r.walks != 0 || r.written != nil {
+		t.Fatalf("%+v, %d under way, %d noted", r.listed, r.walks, len(r.written))
+	}
+}
