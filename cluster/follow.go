@@ -1,9 +1,7 @@
 package cluster
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -68,20 +66,6 @@ func (s *stream) unfollow() {
 	}
 }
 
-type streamState struct{ first, last uint64 }
-
-// state asks the leader where the stream stands.
-func (s *stream) state() (streamState, error) {
-	ctx, cancel := context.WithTimeout(s.life, s.b.link.Timeout())
-	defer cancel()
-	st, err := s.b.link.js.Stream(ctx, s.name)
-	if err != nil {
-		return streamState{}, fmt.Errorf("look at the stream: %w", err)
-	}
-	i := st.CachedInfo().State
-	return streamState{i.FirstSeq, i.LastSeq}, nil
-}
-
 // take is one message behind the last. Runs on the subscription's goroutine.
 func (s *stream) take(m *nats.Msg) {
 	w, ok := rowOf(m)
@@ -103,7 +87,11 @@ func (s *stream) take(m *nats.Msg) {
 	if w.seq > at+1 && !s.repairLocked(w.seq-1) {
 		return // it is read with the others, once that can be done
 	}
-	s.bringLocked(&w, s.marks.before(w.before))
+	before := s.hole
+	if w.before > 0 {
+		before = s.marks.before(w.before)
+	}
+	s.bringLocked(&w, before)
 }
 
 // bringLocked delivers a row.
@@ -135,6 +123,7 @@ func (s *stream) bringLocked(w *row, before uint64) {
 		time.Sleep(fullPause)
 	}
 	// It is stored: who is without it sees that by the next one, or is told.
+	s.hole = w.seq
 	s.b.undone.Add(1)
 	s.doubt()
 }
@@ -146,34 +135,35 @@ func (s *stream) repairLocked(to uint64) bool {
 		s.skipLocked(to)
 		return true
 	}
-	first, err := wait(s.firstSeq)
-	if err != nil {
-		return false
-	}
-	kept := s.most.Load()
-	brought := map[string]int64{}
-	whole := first > 0 && first <= from
 	for tries := 0; s.at.Load() < to; {
+		from := s.at.Load() + 1
 		rows, err := wait(func(done func([]row, error)) {
-			s.batch(s.stored+"*", s.at.Load()+1, readBatch, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
+			s.batch(s.stored+"*", from, readBatch, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
 		})
 		if err != nil {
 			return false
 		}
+		// Behind the reading: what the stream has dropped until then is seen.
+		st, err := s.state()
+		if err != nil {
+			return false
+		}
+		if st.first > from {
+			s.hole = max(s.hole, min(st.first-1, to))
+		}
 		if len(rows) == 0 || rows[0].seq > to {
 			// All that was between is gone, or the server that answers is behind.
-			if len(rows) == 0 && tries < staleMost {
-				if st, err := s.state(); err != nil {
-					return false
-				} else if st.last >= to && st.first <= to {
-					tries++
-					time.Sleep(staleWait << tries)
-					continue
-				}
+			if len(rows) == 0 && tries < staleMost && st.last >= to && st.first <= to {
+				tries++
+				time.Sleep(staleWait << tries)
+				continue
 			}
+			s.hole = max(s.hole, to)
 			s.at.Store(to)
 			return true
 		}
+		kept := min(s.most.Load(), st.most)
+		brought := map[string]bool{}
 		for i := range rows {
 			w := &rows[i]
 			if w.seq > to {
@@ -183,10 +173,11 @@ func (s *stream) repairLocked(to uint64) bool {
 			// What came before of the topic is not told. Where all that the stream had
 			// in between is still there, it was delivered, or comes with this; else
 			// subscribers find by themselves that something is missing.
-			before := uint64(0)
-			if brought[w.subject]++; !whole || brought[w.subject] == 1 && s.manyLocked(w.subject, from, to, kept) {
+			before := min(s.hole, w.seq-1)
+			if !brought[w.subject] && s.manyLocked(w.subject, from, to, kept) {
 				before = w.seq - 1
 			}
+			brought[w.subject] = true
 			s.b.repaired.Add(1)
 			s.bringLocked(w, before)
 		}
@@ -209,6 +200,7 @@ func (s *stream) manyLocked(subject string, from, to uint64, kept int64) bool {
 // skipLocked gives up on what is too much to read.
 func (s *stream) skipLocked(to uint64) {
 	s.log.Warn("too much has been missed to be read: clients recover one by one", "messages", to-s.at.Load())
+	s.hole = to
 	s.at.Store(to)
 	s.doubt()
 }

@@ -237,16 +237,16 @@ func (r *reading) check() {
 	// Of each topic so many are kept: with as many behind the position, others may
 	// have gone. What the stream drops because of its age or its size is in front of
 	// its first message.
-	if int64(len(r.rows)) >= r.s.most.Load() || since.Offset > r.s.at.Load() {
+	if len(r.rows) > 0 && int64(len(r.rows)) >= r.s.most.Load() || since.Offset > r.s.at.Load() {
 		r.give(false)
 		return
 	}
-	r.s.firstSeq(func(first uint64, err error) {
+	r.s.look(func(st streamState, err error) {
 		if err != nil {
 			r.fail(err)
 			return
 		}
-		r.give(first > 0 && first <= since.Offset+1)
+		r.give(int64(len(r.rows)) < st.keptSince(since.Offset) && st.first <= since.Offset+1)
 	})
 }
 

@@ -149,18 +149,6 @@ func (s *stream) lastSync(subject string) (*row, error) {
 	return wait(func(done func(*row, error)) { s.last(subject, done) })
 }
 
-// firstSeq is where the stream begins: what is from there on has neither been too
-// old nor too much. 0: it is empty.
-func (s *stream) firstSeq(done func(uint64, error)) {
-	s.one(getRequest{Seq: 1, NextFor: s.stored + "*"}, func(r *row, err error) {
-		if r == nil {
-			done(0, err)
-			return
-		}
-		done(r.seq, nil)
-	})
-}
-
 // batch reads messages of a subject, which may be a pattern, from a sequence on;
 // more: there are others behind them.
 func (s *stream) batch(subject string, from uint64, most, bytes int, done func(rows []row, more bool, err error)) {

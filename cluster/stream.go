@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -58,6 +59,7 @@ type stream struct {
 	marks  marks
 	behind uint64 // where the stream stood at the last look, when it had not come yet
 	mark   mark   // the message that holds the epoch
+	hole   uint64 // of what stands up to it some may not have been delivered here
 	anew   bool   // the stream holds another epoch before where it stood
 }
 
@@ -233,12 +235,35 @@ func (s *stream) ensure() error {
 		return fmt.Errorf("look for the stream: %w", err)
 	}
 	c := have.CachedInfo().Config
-	if c.MaxMsgsPerSubject == want.MaxMsgsPerSubject && c.MaxAge == want.MaxAge && c.MaxBytes == want.MaxBytes &&
-		c.Replicas == want.Replicas && c.Duplicates == want.Duplicates && c.RePublish != nil && *c.RePublish == *want.RePublish {
+	want.Metadata = c.Metadata
+	least, until := leastOf(c.Metadata)
+	if c.MaxMsgsPerSubject < want.MaxMsgsPerSubject {
+		// Where the smaller size ends is known behind the change.
+		until = math.MaxUint64
+		want.Metadata = withLeast(c.Metadata, min(least, c.MaxMsgsPerSubject), until)
+	}
+	same := c.MaxMsgsPerSubject == want.MaxMsgsPerSubject && c.MaxAge == want.MaxAge && c.MaxBytes == want.MaxBytes &&
+		c.Replicas == want.Replicas && c.Duplicates == want.Duplicates && c.RePublish != nil && *c.RePublish == *want.RePublish
+	if same && until != math.MaxUint64 {
 		return nil
 	}
-	if _, err := s.b.link.js.UpdateStream(ctx, want); err != nil {
+	info, err := s.b.link.js.UpdateStream(ctx, want)
+	if err != nil {
 		return fmt.Errorf("change the stream: %w", err)
+	}
+	if until == math.MaxUint64 {
+		i, err := info.Info(ctx)
+		if err != nil {
+			return fmt.Errorf("look at the stream: %w", err)
+		}
+		least, _ = leastOf(want.Metadata)
+		want.Metadata = withLeast(want.Metadata, least, i.State.LastSeq)
+		if _, err := s.b.link.js.UpdateStream(ctx, want); err != nil {
+			return fmt.Errorf("change the stream: %w", err)
+		}
+	}
+	if same {
+		return nil
 	}
 	s.log.Warn("history changed to this node's configuration: all nodes should have the same",
 		"size", want.MaxMsgsPerSubject-1, "size_before", c.MaxMsgsPerSubject-1, "age", want.MaxAge, "age_before", c.MaxAge,
