@@ -20,10 +20,14 @@ const (
 	repairMost = 1 << 18
 )
 
+// errAnew: the stream is not the one that it was.
+var errAnew = errors.New("cluster: the stream has been made anew")
+
 // follow begins to take what the stream delivers.
 func (s *stream) follow() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	losses := s.b.link.Losses()
 	if s.sub == nil {
 		sub, err := s.b.link.nc.Subscribe(s.deliver+"*", s.take)
 		if err != nil {
@@ -39,6 +43,10 @@ func (s *stream) follow() error {
 	if err := s.b.link.nc.FlushTimeout(s.b.link.Timeout()); err != nil {
 		return err
 	}
+	before, err := s.state()
+	if err != nil {
+		return err
+	}
 	if err := s.readEpoch(false); err != nil {
 		return err
 	}
@@ -52,7 +60,12 @@ func (s *stream) follow() error {
 	if err != nil {
 		return err
 	}
+	if !st.created.Equal(before.created) {
+		return errAnew
+	}
+	s.made.Store(st.created.UnixNano())
 	s.at.Store(st.last)
+	s.sureSince(losses)
 	return nil
 }
 
@@ -75,11 +88,14 @@ func (s *stream) take(m *nats.Msg) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.sure.Load() {
+		return // it is read with the others, once the stream has been looked at
+	}
 	at := s.at.Load()
 	if w.seq <= at {
 		// It has come already, unless the stream has begun anew.
 		if r, err := decode(w.data); err == nil && r.flags&flagEpoch != 0 && r.epoch != *s.epoch.Load() {
-			s.anew = true
+			s.doubtLocked()
 			s.poke()
 		}
 		return
@@ -208,6 +224,7 @@ func (s *stream) skipLocked(to uint64) {
 // watch compares the stream with what has come of it. Where it is behind twice
 // (at once, where at is set), what is missing is read.
 func (s *stream) watch(at bool) error {
+	losses := s.b.link.Losses()
 	if !s.b.link.Connected() {
 		return nil
 	}
@@ -222,10 +239,16 @@ func (s *stream) watch(at bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if at && !s.anew {
+		// Whatever has happened to the stream meanwhile, its epoch says so.
+		if err := s.compareLocked(); err != nil {
+			return err
+		}
+	}
 	have := s.at.Load()
 	switch {
-	case st.last < have || s.anew:
-		return s.lostLocked()
+	case st.last < have || s.anew || st.created.UnixNano() != s.made.Load():
+		return s.lostLocked(losses)
 	case st.last == have:
 		s.behind = 0
 	case at || s.behind > 0 && have < s.behind:
@@ -236,17 +259,48 @@ func (s *stream) watch(at bool) error {
 	default:
 		s.behind = st.last
 	}
+	s.sureSince(losses)
 	return s.refreshLocked(st)
+}
+
+// compareLocked finds out whether another epoch has been written where this node
+// has been already.
+func (s *stream) compareLocked() error {
+	last, err := s.lastSync(s.stored + tokenEpoch)
+	if err != nil || last == nil || last.seq > s.at.Load() {
+		return err
+	}
+	if r, err := decode(last.data); err != nil || r.epoch != *s.epoch.Load() {
+		s.doubtLocked()
+	}
+	return nil
+}
+
+// sureSince: the stream is the same, as it was seen after so many losses of the
+// connection.
+func (s *stream) sureSince(losses uint64) {
+	s.sure.Store(true)
+	if s.b.link.Losses() != losses {
+		s.sure.Store(false)
+	}
+}
+
+// doubtLocked: what the stream holds may be another one's. Nothing of it is given
+// out until that is known.
+func (s *stream) doubtLocked() {
+	s.anew = true
+	s.sure.Store(false)
 }
 
 // lostLocked is for a stream that stands before what it has delivered: it has been
 // made anew, or an old copy of it has come back.
-func (s *stream) lostLocked() error {
+func (s *stream) lostLocked(losses uint64) error {
 	// Once more, from the leader: a new one may not have had all yet.
 	again, err := s.state()
-	if err != nil || again.last >= s.at.Load() && !s.anew {
+	if err != nil || again.last >= s.at.Load() && !s.anew && again.created.UnixNano() == s.made.Load() {
 		return err
 	}
+	s.doubtLocked()
 	old := *s.epoch.Load()
 	last, err := s.lastSync(s.stored + tokenEpoch)
 	if err != nil {
@@ -258,11 +312,16 @@ func (s *stream) lostLocked() error {
 		fresh = err != nil || r.epoch == old
 	}
 	s.log.Error("history has lost publications that had been delivered", "stood", s.at.Load(), "stands", again.last)
+	// Before the epoch is another: a place of the old stream never goes with the name
+	// of the new one.
+	s.at.Store(again.last)
+	s.hole, s.behind = 0, 0
 	if err := s.readEpoch(fresh); err != nil {
 		return err
 	}
-	s.at.Store(again.last)
+	s.made.Store(again.created.UnixNano())
 	s.anew = false
+	s.sureSince(losses)
 	return nil
 }
 

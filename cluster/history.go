@@ -86,6 +86,7 @@ type reading struct {
 	done    func([]*topic.Publication, topic.Position, error)
 
 	epoch string
+	made  int64  // the stream
 	base  uint64 // everything up to it had been delivered before the reading began
 	last  *row
 	top   topic.Position
@@ -95,7 +96,7 @@ type reading struct {
 
 // history implements topic.Broker's History.
 func (s *stream) history(name string, f topic.Filter, done func([]*topic.Publication, topic.Position, error)) {
-	if !s.ready.Load() || !s.b.link.Connected() {
+	if !s.up() {
 		done(nil, topic.Position{}, ErrUnavailable)
 		return
 	}
@@ -115,7 +116,7 @@ func (s *stream) history(name string, f topic.Filter, done func([]*topic.Publica
 
 func (r *reading) begin() {
 	// Read before the stream is asked: what it does not answer comes behind these.
-	r.epoch, r.base = *r.s.epoch.Load(), r.s.at.Load()
+	r.made, r.epoch, r.base = r.s.made.Load(), *r.s.epoch.Load(), r.s.at.Load()
 	r.s.last(r.subject, r.gotLast)
 }
 
@@ -244,6 +245,12 @@ func (r *reading) check() {
 	r.s.look(func(st streamState, err error) {
 		if err != nil {
 			r.fail(err)
+			return
+		}
+		if st.created.UnixNano() != r.made {
+			r.s.sure.Store(false)
+			r.s.poke()
+			r.fail(ErrUnavailable)
 			return
 		}
 		r.give(int64(len(r.rows)) < st.keptSince(since.Offset) && st.first <= since.Offset+1)

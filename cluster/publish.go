@@ -123,7 +123,7 @@ func (s *stream) storeSync(subject string, h nats.Header, data []byte) (uint64, 
 
 // publish stores a publication.
 func (s *stream) publish(name string, p *topic.Publication, o *topic.PublishOptions, done func(topic.Position, error)) {
-	if !s.ready.Load() || !s.b.link.Connected() {
+	if !s.up() {
 		done(topic.Position{}, ErrUnavailable)
 		return
 	}
@@ -195,7 +195,7 @@ func (w *versioned) try() {
 // remove drops the history of a topic. A mark stays in its place, which says where
 // the topic stood: a client that has everything up to there has missed nothing.
 func (s *stream) remove(name string, done func(error)) {
-	if !s.ready.Load() || !s.b.link.Connected() {
+	if !s.up() {
 		done(ErrUnavailable)
 		return
 	}

@@ -24,6 +24,8 @@ const (
 	watchInterval = 2 * time.Second
 	// ensureRetry is between two attempts to have the stream.
 	ensureRetry = time.Second
+	// lookAgain is between two looks at a stream that may be another one.
+	lookAgain = 200 * time.Millisecond
 	// suspectTime is for how long positions are compared one by one after something
 	// could not be delivered: two rounds of topic's, and some more.
 	suspectTime = 2 * time.Minute
@@ -44,6 +46,8 @@ type stream struct {
 	ns     atomic.Pointer[topic.Namespace]
 	most   atomic.Int64 // publications kept of a topic, one more than its history has
 	ready  atomic.Bool
+	made   atomic.Int64 // when, in Unix nanoseconds: another of the same name has another time
+	sure   atomic.Bool  // since the connection is there, the stream has been found to be the same
 	epoch  atomic.Pointer[string]
 	at     atomic.Uint64 // everything up to it has come, and been delivered
 	life   context.Context
@@ -60,7 +64,7 @@ type stream struct {
 	behind uint64 // where the stream stood at the last look, when it had not come yet
 	mark   mark   // the message that holds the epoch
 	hole   uint64 // of what stands up to it some may not have been delivered here
-	anew   bool   // the stream holds another epoch before where it stood
+	anew   bool   // the stream is not the one that was made then, or its epoch is another
 }
 
 // mark is where and when the epoch was written last.
@@ -141,7 +145,7 @@ func (s *stream) run() {
 		case changed <- struct{}{}:
 		default:
 		}
-	}, nil)
+	}, func() { s.sure.Store(false) })
 	defer s.unfollow()
 	if !s.begin() {
 		return
@@ -151,22 +155,32 @@ func (s *stream) run() {
 	}
 	tick := time.NewTicker(s.b.watchEvery)
 	defer tick.Stop()
+	again := time.NewTimer(lookAgain)
+	defer again.Stop()
 	for {
 		var err error
 		select {
 		case <-s.life.Done():
 			return
 		case <-s.work:
-			if err = s.ensure(); err == nil {
+			if err = s.ensure(); err == nil && s.sure.Load() {
 				err = s.watch(false)
+			} else if err == nil {
+				err = s.comeBack()
 			}
 		case <-changed:
-			// What came meanwhile is read, not waited for.
-			err = s.watch(true)
+			err = s.comeBack()
+		case <-again.C:
+			if !s.sure.Load() {
+				err = s.comeBack()
+			}
 		case <-tick.C:
 			if s.b.link.Connected() {
-				err = s.watch(false)
+				err = s.watch(!s.sure.Load())
 			}
+		}
+		if !s.sure.Load() {
+			again.Reset(lookAgain)
 		}
 		if err != nil && s.life.Err() == nil {
 			if quiet, ok := s.seldom.Pass(10 * time.Second); ok {
@@ -175,6 +189,18 @@ func (s *stream) run() {
 		}
 	}
 }
+
+// comeBack reads what has come meanwhile, and then what came while it was read: all
+// of it is dropped until the stream is known to be the same.
+func (s *stream) comeBack() error {
+	if err := s.watch(true); err != nil || !s.sure.Load() {
+		return err
+	}
+	return s.watch(true)
+}
+
+// up tells whether the stream can be read and written.
+func (s *stream) up() bool { return s.ready.Load() && s.sure.Load() && s.b.link.Connected() }
 
 // begin tries until the stream is there; false: the broker ends.
 func (s *stream) begin() bool {
