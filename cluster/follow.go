@@ -330,13 +330,30 @@ func (s *stream) lostLocked(losses uint64) error {
 func (s *stream) refreshLocked(st streamState) error {
 	m := s.mark
 	old := time.Since(m.at) > s.config().MaxAge/2
-	low := st.last-st.first > 1000 && m.seq < st.first+(st.last-st.first)/4
+	low := m.seq < st.first || m.seq < st.first+(st.last-st.first)/4
 	if !old && !low {
 		return nil
 	}
-	m, err := s.writeEpoch(*s.epoch.Load(), m.seq)
+	epoch := *s.epoch.Load()
+	last, err := s.lastSync(s.stored + tokenEpoch)
+	if err != nil {
+		return err
+	}
+	before := uint64(0) // it may be gone already: the stream is still the same one
+	if last != nil {
+		r, err := decode(last.data)
+		if err != nil || r.epoch != epoch {
+			return s.readEpoch(false)
+		}
+		before = last.seq
+		if last.seq > m.seq {
+			s.mark = mark{last.seq, last.at} // another node was first
+			return nil
+		}
+	}
+	m, err = s.writeEpoch(epoch, before)
 	if errors.Is(err, errConflict) {
-		return s.readEpoch(false) // another node was first
+		return s.readEpoch(false)
 	}
 	if err == nil {
 		s.mark = m
