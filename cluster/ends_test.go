@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"perch/topic"
 )
 
@@ -100,6 +102,54 @@ func TestBlocksAnew(t *testing.T) {
 	b.wait(func(err error) { done <- err })
 	if err := <-done; err != nil || b.from != 2 {
 		t.Errorf("%v, stands at block %d", err, b.from)
+	}
+}
+
+// TestBatchTorn: of a batch that has lost a message on its way nothing is taken.
+func TestBatchTorn(t *testing.T) {
+	srv := natsServer(t)
+	n := newNode(t, Options{URL: srv.ClientURL(), Name: "n"}, news).waitReady()
+	l, err := Open(Options{URL: srv.ClientURL(), Name: "server"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	torn := &stream{b: n.Broker, name: "torn"}
+	for _, c := range []struct {
+		name  string
+		rows  [][2]int // sequence, and that of the one before
+		end   int
+		whole bool
+	}{
+		{"whole", [][2]int{{5, 0}, {7, 5}}, 7, true},
+		{"first", [][2]int{{7, 5}}, 7, false},
+		{"middle", [][2]int{{5, 0}, {9, 7}}, 9, false},
+		{"last", [][2]int{{5, 0}}, 7, false},
+	} {
+		sub, err := l.nc.Subscribe(torn.direct(), func(m *nats.Msg) {
+			for _, r := range c.rows {
+				_ = l.nc.PublishMsg(&nats.Msg{Subject: m.Reply, Data: []byte("x"), Header: nats.Header{
+					headerSequence: {strconv.Itoa(r[0])}, headerBefore: {strconv.Itoa(r[1])}}})
+			}
+			_ = l.nc.PublishMsg(&nats.Msg{Subject: m.Reply, Header: nats.Header{
+				"Status": {statusEnd}, headerBefore: {strconv.Itoa(c.end)}}})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		rows, err := wait(func(done func([]row, error)) {
+			torn.batch("x", 1, 10, 1000, func(rows []row, _ bool, err error) { done(rows, err) })
+		})
+		if (err == nil) != c.whole {
+			t.Errorf("%s: %d rows, %v", c.name, len(rows), err)
+		}
+		_ = sub.Unsubscribe()
+		if err := l.nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

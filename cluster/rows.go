@@ -12,8 +12,10 @@ import (
 
 // row is a message as a stream holds it.
 type row struct {
-	seq     uint64
-	before  uint64 // with a delivery: the last of the subject before it; 0: none
+	seq uint64
+	// With a delivery: the last of the subject before it; in a batch, of the batch. 0:
+	// none.
+	before  uint64
 	at      time.Time
 	subject string
 	data    []byte
@@ -150,9 +152,11 @@ func (s *stream) lastSync(subject string) (*row, error) {
 }
 
 // batch reads messages of a subject, which may be a pattern, from a sequence on;
-// more: there are others behind them.
+// more: there are others behind them. Each answer names the one before it: one that
+// did not come, with a server that fails meanwhile, is an error.
 func (s *stream) batch(subject string, from uint64, most, bytes int, done func(rows []row, more bool, err error)) {
 	var rows []row
+	var before uint64
 	q := getRequest{Seq: max(from, 1), NextFor: subject, Batch: most, Bytes: bytes}
 	s.ask(s.direct(), q, func(m *nats.Msg, err error) bool {
 		if err != nil {
@@ -162,13 +166,17 @@ func (s *stream) batch(subject string, from uint64, most, bytes int, done func(r
 		switch status := header(m, headerStatus); status {
 		case "":
 			r, ok := rowOf(m)
-			if !ok {
+			if !ok || r.before != before {
 				done(nil, false, ErrUnavailable)
 				return false
 			}
-			rows = append(rows, r)
+			rows, before = append(rows, r), r.seq
 			return true
 		case statusEnd:
+			if end, _ := strconv.ParseUint(header(m, headerBefore), 10, 64); end != before {
+				done(nil, false, ErrUnavailable)
+				return false
+			}
 			left, _ := strconv.ParseUint(header(m, headerPending), 10, 64)
 			done(rows, left > 0, nil)
 		case statusNotFound:
