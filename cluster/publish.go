@@ -18,8 +18,10 @@ const (
 	headerRollup     = "Nats-Rollup"
 	rollupSubject    = "sub"
 
-	// codeWrongLast is JetStream's error where something came in between.
-	codeWrongLast = 10071
+	// codeWrongLast is JetStream's error where something came in between, and
+	// codeWrongLastSoon where that is being stored by a cluster just now.
+	codeWrongLast     = 10071
+	codeWrongLastSoon = 10164
 	// conflictTries is how often a change is tried that others come before.
 	conflictTries = 8
 )
@@ -50,7 +52,7 @@ func readAck(m *nats.Msg, err error) (ack, error) {
 		return a, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if e := a.Error; e != nil {
-		if e.ErrCode == codeWrongLast {
+		if e.ErrCode == codeWrongLast || e.ErrCode == codeWrongLastSoon {
 			return a, errConflict
 		}
 		return a, fmt.Errorf("%w: %s (%d)", ErrUnavailable, e.Description, e.ErrCode)
@@ -182,7 +184,7 @@ func (w *versioned) try() {
 		w.s.store(w.subject, h, w.data, func(seq uint64, err error) {
 			if w.tries++; errors.Is(err, errConflict) {
 				if w.tries < conflictTries {
-					w.try()
+					time.AfterFunc(staleWait<<w.tries, w.try)
 					return
 				}
 				err = ErrUnavailable
@@ -219,7 +221,7 @@ func (s *stream) removeTry(name string, tries int, done func(error)) {
 		s.store(subject, h, encodeRemoved(name, last.seq), func(_ uint64, err error) {
 			if errors.Is(err, errConflict) {
 				if tries < conflictTries {
-					s.removeTry(name, tries+1, done)
+					time.AfterFunc(staleWait<<tries, func() { s.removeTry(name, tries+1, done) })
 					return
 				}
 				err = ErrUnavailable
