@@ -162,9 +162,10 @@ func (b *Broker) Close() error {
 	for _, sub := range b.subs {
 		_ = sub.Unsubscribe()
 	}
-	b.done.Wait()
+	// First what answers: those who follow the streams may wait for it.
 	b.out.close()
 	b.replies.close()
+	b.done.Wait()
 	b.reads.close()
 	return b.local.Close()
 }

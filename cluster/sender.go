@@ -98,7 +98,12 @@ func (s *sender) run() {
 				break
 			}
 			for i, m := range row {
-				s.write(m)
+				select {
+				case <-s.stop: // what could be written may take its time, each of them
+					s.drop(m)
+				default:
+					s.write(m)
+				}
 				row[i] = nil
 			}
 			if cap(row) > 4096 {
@@ -135,10 +140,15 @@ func (s *sender) close() {
 	s.row, s.closed = nil, true
 	s.mu.Unlock()
 	for _, m := range row {
-		if m.got != nil {
-			m.got(nil, ErrUnavailable)
-		} else {
-			s.bytes.Add(-m.size())
-		}
+		s.drop(m)
+	}
+}
+
+// drop ends what is not written any more.
+func (s *sender) drop(m *message) {
+	if m.got != nil {
+		m.got(nil, ErrUnavailable)
+	} else {
+		s.bytes.Add(-m.size())
 	}
 }
