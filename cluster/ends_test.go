@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"perch/topic"
 )
@@ -102,6 +103,26 @@ func TestBlocksAnew(t *testing.T) {
 	b.wait(func(err error) { done <- err })
 	if err := <-done; err != nil || b.from != 2 {
 		t.Errorf("%v, stands at block %d", err, b.from)
+	}
+}
+
+// TestEpochTaken: without its epoch a stream that nobody follows is another one.
+func TestEpochTaken(t *testing.T) {
+	srv := natsServer(t)
+	a := newNode(t, Options{URL: srv.ClientURL(), Name: "a"}, news).waitReady()
+	at := a.must("news:x", "1")
+	s := a.streamFor("news:x")
+	_ = a.Close()
+	st, err := a.link.js.Stream(t.Context(), s.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Purge(t.Context(), jetstream.WithPurgeSubject(s.stored+tokenEpoch)); err != nil {
+		t.Fatal(err)
+	}
+	b := newNode(t, Options{URL: srv.ClientURL(), Name: "b"}, news).waitReady()
+	if now := *b.streamFor("news:x").epoch.Load(); now == at.Epoch {
+		t.Error("the epoch is the same")
 	}
 }
 
