@@ -126,6 +126,33 @@ func TestEpochTaken(t *testing.T) {
 	}
 }
 
+// TestBackwardsBehind: a server that is behind the leader is asked again, backwards
+// too.
+func TestBackwardsBehind(t *testing.T) {
+	a, _ := pair(t, news)
+	at := a.must("news:x", "1")
+	s := a.streamFor("news:x")
+	read := make(chan string, 1)
+	r := &reading{s: s, name: "news:x", subject: s.stored + token("news:x"), f: topic.Filter{Limit: -1, Reverse: true},
+		done: func(pubs []*topic.Publication, _ topic.Position, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			read <- text(pubs)
+		}}
+	// The leader has one more than the server that is read.
+	r.gotLast(&row{seq: at.Offset + 1, data: encode("news:x", &topic.Publication{}, &stored)}, nil)
+	select {
+	case got := <-read:
+		t.Fatalf("read %q", got)
+	case <-time.After(staleWait):
+	}
+	a.must("news:x", "2")
+	if got := <-read; got != "2 1" {
+		t.Errorf("read %q", got)
+	}
+}
+
 // TestBatchTorn: of a batch that has lost a message on its way nothing is taken.
 func TestBatchTorn(t *testing.T) {
 	srv := natsServer(t)

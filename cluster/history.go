@@ -190,7 +190,7 @@ func (r *reading) read(from uint64) {
 			r.check()
 		case more && len(rows) > 0:
 			r.read(r.rows[n-1].seq + 1)
-		case r.last != nil && r.f.Reverse == false && (n == 0 || r.rows[n-1].seq < r.last.seq) && from <= r.last.seq:
+		case r.last != nil && (n == 0 || r.rows[n-1].seq < r.last.seq) && from <= r.last.seq:
 			r.again(from)
 		default:
 			r.check()
