@@ -95,7 +95,7 @@ func (c *trio) url(first int) string {
 // whole is.
 func TestThree(t *testing.T) {
 	c := newTrio(t)
-	big := topic.NamespaceOptions{Name: "news", HistorySize: 10000, HistoryTTL: time.Hour}
+	big := topic.NamespaceOptions{Name: "news", HistorySize: 100000, HistoryTTL: time.Hour}
 	var nodes []*node
 	for i := range 3 {
 		nodes = append(nodes, newNode(t, Options{URL: c.url(i), Name: number("n", i), Replicas: 3, Timeout: 2 * time.Second}, big))
