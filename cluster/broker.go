@@ -85,6 +85,7 @@ type Broker struct {
 	repaired  atomic.Uint64 // publications that had to be read because they did not come
 	malformed atomic.Uint64
 	seldom    pace.Seldom
+	large     pace.Seldom
 }
 
 // NewBroker makes a broker; topic.New starts it.
@@ -117,7 +118,7 @@ func (b *Broker) Start(r topic.Receiver) error {
 	if b.replies, err = newReplies(b.link); err != nil {
 		return err
 	}
-	b.out = newSender(b.link.nc, b.replies, b.opts.QueueBytes)
+	b.out = newSender(b.link.nc, b.replies, b.opts.QueueBytes, b.notSent)
 	b.reads.b = b
 	if b.link.Alone() {
 		err = b.local.Start(r)
@@ -170,9 +171,10 @@ func (b *Broker) Close() error {
 	for _, sub := range b.subs {
 		_ = sub.Unsubscribe()
 	}
-	b.done.Wait()
+	// First what answers: those who follow the streams may wait for it.
 	b.out.close()
 	b.replies.close()
+	b.done.Wait()
 	b.reads.close()
 	return b.local.Close()
 }
@@ -337,6 +339,19 @@ func (b *Broker) take(m *nats.Msg) {
 	}
 	if b.receiver.Deliver(name, topic.Delivery{Publication: r.pub, Delta: r.flags&flagDelta != 0}) != nil {
 		b.undone.Add(1)
+	}
+}
+
+// notSent is told what NATS has not taken.
+func (b *Broker) notSent(m *message, err error) {
+	if m.got == nil {
+		b.unsent.Add(1)
+	}
+	if errors.Is(err, nats.ErrMaxPayload) {
+		if quiet, ok := b.large.Pass(time.Second); ok {
+			b.log.Error("message is larger than the NATS server takes: raise its max_payload",
+				"subject", m.subject, "bytes", len(m.data), "max_payload", b.link.nc.MaxPayload(), "quiet", quiet)
+		}
 	}
 }
 

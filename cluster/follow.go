@@ -1,9 +1,7 @@
 package cluster
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,10 +20,14 @@ const (
 	repairMost = 1 << 18
 )
 
+// errAnew: the stream is not the one that it was.
+var errAnew = errors.New("cluster: the stream has been made anew")
+
 // follow begins to take what the stream delivers.
 func (s *stream) follow() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	losses := s.b.link.Losses()
 	if s.sub == nil {
 		sub, err := s.b.link.nc.Subscribe(s.deliver+"*", s.take)
 		if err != nil {
@@ -41,6 +43,10 @@ func (s *stream) follow() error {
 	if err := s.b.link.nc.FlushTimeout(s.b.link.Timeout()); err != nil {
 		return err
 	}
+	before, err := s.state()
+	if err != nil {
+		return err
+	}
 	if err := s.readEpoch(false); err != nil {
 		return err
 	}
@@ -54,7 +60,12 @@ func (s *stream) follow() error {
 	if err != nil {
 		return err
 	}
+	if !st.created.Equal(before.created) {
+		return errAnew
+	}
+	s.made.Store(st.created.UnixNano())
 	s.at.Store(st.last)
+	s.sureSince(losses)
 	return nil
 }
 
@@ -68,20 +79,6 @@ func (s *stream) unfollow() {
 	}
 }
 
-type streamState struct{ first, last, messages, bytes uint64 }
-
-// state asks the leader where the stream stands.
-func (s *stream) state() (streamState, error) {
-	ctx, cancel := context.WithTimeout(s.life, s.timeout())
-	defer cancel()
-	st, err := s.b.link.js.Stream(ctx, s.name)
-	if err != nil {
-		return streamState{}, fmt.Errorf("look at the stream: %w", err)
-	}
-	i := st.CachedInfo().State
-	return streamState{i.FirstSeq, i.LastSeq, i.Msgs, i.Bytes}, nil
-}
-
 // take is one message behind the last. Runs on the subscription's goroutine.
 func (s *stream) take(m *nats.Msg) {
 	w, ok := rowOf(m)
@@ -91,11 +88,14 @@ func (s *stream) take(m *nats.Msg) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.sure.Load() {
+		return // it is read with the others, once the stream has been looked at
+	}
 	at := s.at.Load()
 	if w.seq <= at {
 		// It has come already, unless the stream has begun anew.
 		if r, err := decode(w.data); err == nil && r.flags&flagEpoch != 0 && r.epoch != *s.epoch.Load() {
-			s.anew = true
+			s.doubtLocked()
 			s.poke()
 		}
 		return
@@ -103,7 +103,11 @@ func (s *stream) take(m *nats.Msg) {
 	if w.seq > at+1 && !s.repairLocked(w.seq-1) {
 		return // it is read with the others, once that can be done
 	}
-	s.bringLocked(&w, s.marks.before(w.before))
+	before := s.hole
+	if w.before > 0 {
+		before = s.marks.before(w.before)
+	}
+	s.bringLocked(&w, before)
 }
 
 // bringLocked delivers a row.
@@ -135,6 +139,7 @@ func (s *stream) bringLocked(w *row, before uint64) {
 		time.Sleep(fullPause)
 	}
 	// It is stored: who is without it sees that by the next one, or is told.
+	s.hole = w.seq
 	s.b.undone.Add(1)
 	s.doubt()
 }
@@ -146,34 +151,35 @@ func (s *stream) repairLocked(to uint64) bool {
 		s.skipLocked(to)
 		return true
 	}
-	first, err := wait(s.firstSeq)
-	if err != nil {
-		return false
-	}
-	kept := s.most.Load()
-	brought := map[string]int64{}
-	whole := first > 0 && first <= from
 	for tries := 0; s.at.Load() < to; {
+		from := s.at.Load() + 1
 		rows, err := wait(func(done func([]row, error)) {
-			s.batch(s.stored+"*", s.at.Load()+1, readBatch, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
+			s.batch(s.stored+"*", from, readBatch, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
 		})
 		if err != nil {
 			return false
 		}
+		// Behind the reading: what the stream has dropped until then is seen.
+		st, err := s.state()
+		if err != nil {
+			return false
+		}
+		if st.first > from {
+			s.hole = max(s.hole, min(st.first-1, to))
+		}
 		if len(rows) == 0 || rows[0].seq > to {
 			// All that was between is gone, or the server that answers is behind.
-			if len(rows) == 0 && tries < staleMost {
-				if st, err := s.state(); err != nil {
-					return false
-				} else if st.last >= to && st.first <= to {
-					tries++
-					time.Sleep(staleWait << tries)
-					continue
-				}
+			if len(rows) == 0 && tries < staleMost && st.last >= to && st.first <= to {
+				tries++
+				time.Sleep(staleWait << tries)
+				continue
 			}
+			s.hole = max(s.hole, to)
 			s.at.Store(to)
 			return true
 		}
+		kept := min(s.most.Load(), st.most)
+		brought := map[string]bool{}
 		for i := range rows {
 			w := &rows[i]
 			if w.seq > to {
@@ -183,10 +189,11 @@ func (s *stream) repairLocked(to uint64) bool {
 			// What came before of the topic is not told. Where all that the stream had
 			// in between is still there, it was delivered, or comes with this; else
 			// subscribers find by themselves that something is missing.
-			before := uint64(0)
-			if brought[w.subject]++; !whole || brought[w.subject] == 1 && s.manyLocked(w.subject, from, to, kept) {
+			before := min(s.hole, w.seq-1)
+			if !brought[w.subject] && s.manyLocked(w.subject, from, to, kept) {
 				before = w.seq - 1
 			}
+			brought[w.subject] = true
 			s.b.repaired.Add(1)
 			s.bringLocked(w, before)
 		}
@@ -209,6 +216,7 @@ func (s *stream) manyLocked(subject string, from, to uint64, kept int64) bool {
 // skipLocked gives up on what is too much to read.
 func (s *stream) skipLocked(to uint64) {
 	s.log.Warn("too much has been missed to be read: clients recover one by one", "messages", to-s.at.Load())
+	s.hole = to
 	s.at.Store(to)
 	s.doubt()
 }
@@ -216,6 +224,7 @@ func (s *stream) skipLocked(to uint64) {
 // watch compares the stream with what has come of it. Where it is behind twice
 // (at once, where at is set), what is missing is read.
 func (s *stream) watch(at bool) error {
+	losses := s.b.link.Losses()
 	if !s.b.link.Connected() {
 		return nil
 	}
@@ -230,10 +239,16 @@ func (s *stream) watch(at bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if at && !s.anew {
+		// Whatever has happened to the stream meanwhile, its epoch says so.
+		if err := s.compareLocked(); err != nil {
+			return err
+		}
+	}
 	have := s.at.Load()
 	switch {
-	case st.last < have || s.anew:
-		return s.lostLocked()
+	case st.last < have || s.anew || st.created.UnixNano() != s.made.Load():
+		return s.lostLocked(losses)
 	case st.last == have:
 		s.behind = 0
 	case at || s.behind > 0 && have < s.behind:
@@ -244,17 +259,48 @@ func (s *stream) watch(at bool) error {
 	default:
 		s.behind = st.last
 	}
+	s.sureSince(losses)
 	return s.refreshLocked(st)
+}
+
+// compareLocked finds out whether another epoch has been written where this node
+// has been already.
+func (s *stream) compareLocked() error {
+	last, err := s.lastSync(s.stored + tokenEpoch)
+	if err != nil || last == nil || last.seq > s.at.Load() {
+		return err
+	}
+	if r, err := decode(last.data); err != nil || r.epoch != *s.epoch.Load() {
+		s.doubtLocked()
+	}
+	return nil
+}
+
+// sureSince: the stream is the same, as it was seen after so many losses of the
+// connection.
+func (s *stream) sureSince(losses uint64) {
+	s.sure.Store(true)
+	if s.b.link.Losses() != losses {
+		s.sure.Store(false)
+	}
+}
+
+// doubtLocked: what the stream holds may be another one's. Nothing of it is given
+// out until that is known.
+func (s *stream) doubtLocked() {
+	s.anew = true
+	s.sure.Store(false)
 }
 
 // lostLocked is for a stream that stands before what it has delivered: it has been
 // made anew, or an old copy of it has come back.
-func (s *stream) lostLocked() error {
+func (s *stream) lostLocked(losses uint64) error {
 	// Once more, from the leader: a new one may not have had all yet.
 	again, err := s.state()
-	if err != nil || again.last >= s.at.Load() && !s.anew {
+	if err != nil || again.last >= s.at.Load() && !s.anew && again.created.UnixNano() == s.made.Load() {
 		return err
 	}
+	s.doubtLocked()
 	old := *s.epoch.Load()
 	last, err := s.lastSync(s.stored + tokenEpoch)
 	if err != nil {
@@ -266,11 +312,16 @@ func (s *stream) lostLocked() error {
 		fresh = err != nil || r.epoch == old
 	}
 	s.log.Error("history has lost publications that had been delivered", "stood", s.at.Load(), "stands", again.last)
+	// Before the epoch is another: a place of the old stream never goes with the name
+	// of the new one.
+	s.at.Store(again.last)
+	s.hole, s.behind = 0, 0
 	if err := s.readEpoch(fresh); err != nil {
 		return err
 	}
-	s.at.Store(again.last)
+	s.made.Store(again.created.UnixNano())
 	s.anew = false
+	s.sureSince(losses)
 	return nil
 }
 
@@ -279,13 +330,30 @@ func (s *stream) lostLocked() error {
 func (s *stream) refreshLocked(st streamState) error {
 	m := s.mark
 	old := time.Since(m.at) > s.config().MaxAge/2
-	low := st.last-st.first > 1000 && m.seq < st.first+(st.last-st.first)/4
+	low := m.seq < st.first || m.seq < st.first+(st.last-st.first)/4
 	if !old && !low {
 		return nil
 	}
-	m, err := s.writeEpoch(*s.epoch.Load(), m.seq)
+	epoch := *s.epoch.Load()
+	last, err := s.lastSync(s.stored + tokenEpoch)
+	if err != nil {
+		return err
+	}
+	before := uint64(0) // it may be gone already: the stream is still the same one
+	if last != nil {
+		r, err := decode(last.data)
+		if err != nil || r.epoch != epoch {
+			return s.readEpoch(false)
+		}
+		before = last.seq
+		if last.seq > m.seq {
+			s.mark = mark{last.seq, last.at} // another node was first
+			return nil
+		}
+	}
+	m, err = s.writeEpoch(epoch, before)
 	if errors.Is(err, errConflict) {
-		return s.readEpoch(false) // another node was first
+		return s.readEpoch(false)
 	}
 	if err == nil {
 		s.mark = m

@@ -86,16 +86,19 @@ type reading struct {
 	done    func([]*topic.Publication, topic.Position, error)
 
 	epoch string
+	made  int64  // the stream
 	base  uint64 // everything up to it had been delivered before the reading began
 	last  *row
 	top   topic.Position
 	rows  []row
-	tries int
+	// hidden rows stand before the history.
+	hidden int
+	tries  int
 }
 
 // history implements topic.Broker's History.
 func (s *stream) history(name string, f topic.Filter, done func([]*topic.Publication, topic.Position, error)) {
-	if !s.ready.Load() || !s.b.link.Connected() {
+	if !s.up() {
 		done(nil, topic.Position{}, ErrUnavailable)
 		return
 	}
@@ -115,7 +118,7 @@ func (s *stream) history(name string, f topic.Filter, done func([]*topic.Publica
 
 func (r *reading) begin() {
 	// Read before the stream is asked: what it does not answer comes behind these.
-	r.epoch, r.base = *r.s.epoch.Load(), r.s.at.Load()
+	r.made, r.epoch, r.base = r.s.made.Load(), *r.s.epoch.Load(), r.s.at.Load()
 	r.s.last(r.subject, r.gotLast)
 }
 
@@ -182,30 +185,51 @@ func (r *reading) read(from uint64) {
 			r.fail(err)
 			return
 		}
+		rows = r.follow(rows)
 		r.rows = append(r.rows, rows...)
 		n := len(r.rows)
 		switch {
 		case r.enough():
 			r.check()
 		case more && len(rows) > 0:
-			r.read(r.rows[n-1].seq + 1)
-		case r.last != nil && !r.f.Reverse && (n == 0 || r.rows[n-1].seq < r.last.seq) && from <= r.last.seq:
-			r.again(from)
+			r.read(r.rows[n-1].seq)
+		case more && n > 0 && from == r.rows[n-1].seq:
+			r.read(from + 1) // that one is as large as an answer may be
+		case r.last != nil && (n == 0 || r.rows[n-1].seq < r.last.seq) && from <= r.last.seq:
+			r.again()
 		default:
 			r.check()
 		}
 	})
 }
 
+// follow is what a batch brings beyond those before. Each begins with the last one
+// of the batch before it: while that is there, nothing between the two has gone.
+func (r *reading) follow(rows []row) []row {
+	n := len(r.rows)
+	switch {
+	case len(rows) == 0:
+	case n == 0:
+		if r.from() == 1 {
+			// One more is kept than the history has.
+			r.hidden = max(0, int(rows[0].left)+1-r.s.ns.Load().HistorySize)
+		}
+	case rows[0].seq == r.rows[n-1].seq:
+		return rows[1:]
+	default:
+		rows[0].torn = true
+	}
+	return rows
+}
+
 // again asks once more where the server that has answered is behind the leader.
-func (r *reading) again(from uint64) {
+func (r *reading) again() {
 	if r.tries++; r.tries > staleMost {
 		r.fail(ErrUnavailable)
 		return
 	}
 	r.rows = nil
 	time.AfterFunc(staleWait<<r.tries, func() { r.read(r.from()) })
-	_ = from
 }
 
 // enough tells whether all that is asked for is there: publications go out in the
@@ -217,7 +241,7 @@ func (r *reading) enough() bool {
 	least := r.s.b.now().Add(-r.s.ns.Load().HistoryTTL)
 	n := 0
 	for i := range r.rows {
-		if !r.rows[i].at.Before(least) && !r.isSince(&r.rows[i]) {
+		if i >= r.hidden && !r.rows[i].at.Before(least) && !r.isSince(&r.rows[i]) {
 			n++
 		}
 	}
@@ -237,16 +261,22 @@ func (r *reading) check() {
 	// Of each topic so many are kept: with as many behind the position, others may
 	// have gone. What the stream drops because of its age or its size is in front of
 	// its first message.
-	if int64(len(r.rows)) >= r.s.most.Load() || since.Offset > r.s.at.Load() {
+	if len(r.rows) > 0 && int64(len(r.rows)) >= r.s.most.Load() || since.Offset > r.s.at.Load() {
 		r.give(false)
 		return
 	}
-	r.s.firstSeq(func(first uint64, err error) {
+	r.s.look(func(st streamState, err error) {
 		if err != nil {
 			r.fail(err)
 			return
 		}
-		r.give(first > 0 && first <= since.Offset+1)
+		if st.created.UnixNano() != r.made {
+			r.s.sure.Store(false)
+			r.s.poke()
+			r.fail(ErrUnavailable)
+			return
+		}
+		r.give(int64(len(r.rows)) < st.keptSince(since.Offset) && st.first <= since.Offset+1)
 	})
 }
 
@@ -284,11 +314,11 @@ func (r *reading) give(whole bool) {
 		if p == nil {
 			continue
 		}
-		if p.Offset, p.Previous = w.seq, before; !known {
+		if p.Offset, p.Previous = w.seq, before; !known || w.torn {
 			p.Previous = w.seq - 1
 		}
 		before, known = w.seq, true
-		if w.at.Before(least) || r.isSince(w) || r.f.Reverse && since != nil && w.seq >= since.Offset {
+		if i < r.hidden || w.at.Before(least) || r.isSince(w) || r.f.Reverse && since != nil && w.seq >= since.Offset {
 			continue
 		}
 		pubs = append(pubs, p)

@@ -226,3 +226,36 @@ func TestLongHistory(t *testing.T) {
 		t.Errorf("backwards: %q, %v", text(back), err)
 	}
 }
+
+// TestTorn: where a topic loses publications between two batches of one reading,
+// the second does not follow on the first.
+func TestTorn(t *testing.T) {
+	a, _ := pair(t, news)
+	for i := range 8 {
+		a.must("news:x", number("p", i))
+	}
+	s := a.streamFor("news:x")
+	r := &reading{s: s, subject: s.stored + token("news:x"), f: topic.Filter{Limit: -1}}
+	rows, err := wait(func(done func([]row, error)) {
+		s.batch(r.subject, 1, 10, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
+	})
+	if err != nil || len(rows) != 6 {
+		t.Fatalf("%d rows, %v", len(rows), err)
+	}
+	r.rows = r.follow(rows[:2])
+	if more := r.follow(append([]row(nil), rows[1:4]...)); len(more) != 2 || more[0].torn || more[0].seq != rows[2].seq {
+		t.Errorf("a batch that begins with the last one: %+v", more)
+	}
+	if more := r.follow(append([]row(nil), rows[3:]...)); len(more) != 3 || !more[0].torn {
+		t.Errorf("a batch before which some have gone: %+v", more)
+	} else {
+		r.rows = append(r.rows, more...)
+	}
+	var pubs []*topic.Publication
+	r.done = func(p []*topic.Publication, _ topic.Position, _ error) { pubs = p }
+	r.give(true)
+	// p2 is kept beyond the history.
+	if text(pubs) != "p3 p5 p6 p7" || pubs[1].Previous <= pubs[0].Offset || pubs[2].Previous != pubs[1].Offset {
+		t.Errorf("%s: %v follows on %v", text(pubs), pubs[1].Offset, pubs[1].Previous)
+	}
+}

@@ -23,6 +23,9 @@ const (
 	// reconnectWait is between two attempts to come back, with a jitter of the same.
 	reconnectWait = 250 * time.Millisecond
 	dialTimeout   = 3 * time.Second
+	// writeTimeout is how long a server may take nothing: whoever writes waits, and
+	// with it the end of the connection.
+	writeTimeout = 5 * time.Second
 )
 
 // Options say which NATS is used, and how.
@@ -93,6 +96,7 @@ func (o *Options) natsOptions() ([]nats.Option, error) {
 		nats.Name(o.Name), nats.NoEcho(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true),
 		nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(reconnectWait, reconnectWait),
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(2), nats.Timeout(dialTimeout),
+		nats.FlusherTimeout(writeTimeout), nats.ReconnectOnFlusherError(),
 		// What could not be sent is told to whoever published it, not sent later.
 		nats.ReconnectBufSize(-1), nats.IgnoreAuthErrorAbort(),
 		// Subjects are made here, of tokens that are known to be good.

@@ -18,8 +18,10 @@ const (
 	headerRollup     = "Nats-Rollup"
 	rollupSubject    = "sub"
 
-	// codeWrongLast is JetStream's error where something came in between.
-	codeWrongLast = 10071
+	// codeWrongLast is JetStream's error where something came in between, and
+	// codeWrongLastSoon where that is being stored by a cluster just now.
+	codeWrongLast     = 10071
+	codeWrongLastSoon = 10164
 	// conflictTries is how often a change is tried that others come before.
 	conflictTries = 8
 )
@@ -50,7 +52,7 @@ func readAck(m *nats.Msg, err error) (ack, error) {
 		return a, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if e := a.Error; e != nil {
-		if e.ErrCode == codeWrongLast {
+		if e.ErrCode == codeWrongLast || e.ErrCode == codeWrongLastSoon {
 			return a, errConflict
 		}
 		return a, fmt.Errorf("%w: %s (%d)", ErrUnavailable, e.Description, e.ErrCode)
@@ -134,7 +136,7 @@ func (s *stream) storeSync(subject string, h nats.Header, data []byte) (uint64, 
 
 // publish stores a publication.
 func (s *stream) publish(name string, p *topic.Publication, o *topic.PublishOptions, done func(topic.Position, error)) {
-	if !s.ready.Load() || !s.b.link.Connected() {
+	if !s.up() {
 		done(topic.Position{}, ErrUnavailable)
 		return
 	}
@@ -197,7 +199,7 @@ func (w *versioned) try() {
 		w.store(w.subject, h, w.data, func(seq uint64, err error) {
 			if w.tries++; errors.Is(err, errConflict) {
 				if w.tries < conflictTries {
-					w.try()
+					time.AfterFunc(staleWait<<w.tries, w.try)
 					return
 				}
 				err = ErrUnavailable
@@ -210,7 +212,7 @@ func (w *versioned) try() {
 // remove drops the history of a topic. A mark stays in its place, which says where
 // the topic stood: a client that has everything up to there has missed nothing.
 func (s *stream) remove(name string, done func(error)) {
-	if !s.ready.Load() || !s.b.link.Connected() {
+	if !s.up() {
 		done(ErrUnavailable)
 		return
 	}
@@ -234,7 +236,7 @@ func (s *stream) removeTry(name string, store storing, tries int, done func(erro
 		store(subject, h, encodeRemoved(name, last.seq), func(_ uint64, err error) {
 			if errors.Is(err, errConflict) {
 				if tries < conflictTries {
-					s.removeTry(name, store, tries+1, done)
+					time.AfterFunc(staleWait<<tries, func() { s.removeTry(name, store, tries+1, done) })
 					return
 				}
 				err = ErrUnavailable

@@ -12,10 +12,14 @@ import (
 
 // row is a message as a stream holds it.
 type row struct {
-	seq     uint64
-	before  uint64 // with a delivery: the last of the subject before it; 0: none
+	seq uint64
+	// With a delivery: the last of the subject before it; in a batch, of the batch. 0:
+	// none.
+	before  uint64
 	at      time.Time
 	subject string
+	left    uint64 // of the first one of a batch: how many there are behind it
+	torn    bool   // others may have stood before it, and behind the one read before
 	data    []byte
 	head    nats.Header // as it was stored, and what the server adds; not of a leader's answer
 }
@@ -150,22 +154,12 @@ func (s *stream) lastSync(subject string) (*row, error) {
 	return waitWithin(s.timeout(), func(done func(*row, error)) { s.last(subject, done) })
 }
 
-// firstSeq is where the stream begins: what is from there on has neither been too
-// old nor too much. 0: it is empty.
-func (s *stream) firstSeq(done func(uint64, error)) {
-	s.one(getRequest{Seq: 1, NextFor: s.stored + "*"}, func(r *row, err error) {
-		if r == nil {
-			done(0, err)
-			return
-		}
-		done(r.seq, nil)
-	})
-}
-
 // batch reads messages of a subject, which may be a pattern, from a sequence on;
-// more: there are others behind them.
+// more: there are others behind them. Each answer names the one before it: one that
+// did not come, with a server that fails meanwhile, is an error.
 func (s *stream) batch(subject string, from uint64, most, bytes int, done func(rows []row, more bool, err error)) {
 	var rows []row
+	var before uint64
 	q := getRequest{Seq: max(from, 1), NextFor: subject, Batch: most, Bytes: bytes}
 	s.ask(s.direct(), q, func(m *nats.Msg, err error) bool {
 		if err != nil {
@@ -175,13 +169,20 @@ func (s *stream) batch(subject string, from uint64, most, bytes int, done func(r
 		switch status := header(m, headerStatus); status {
 		case "":
 			r, ok := rowOf(m)
-			if !ok {
+			if !ok || r.before != before {
 				done(nil, false, ErrUnavailable)
 				return false
 			}
-			rows = append(rows, r)
+			if len(rows) == 0 {
+				r.left, _ = strconv.ParseUint(header(m, headerPending), 10, 64)
+			}
+			rows, before = append(rows, r), r.seq
 			return true
 		case statusEnd:
+			if end, _ := strconv.ParseUint(header(m, headerBefore), 10, 64); end != before {
+				done(nil, false, ErrUnavailable)
+				return false
+			}
 			left, _ := strconv.ParseUint(header(m, headerPending), 10, 64)
 			done(rows, left > 0, nil)
 		case statusNotFound:

@@ -27,25 +27,34 @@ type sender struct {
 	nc      *nats.Conn
 	replies *replies
 	most    int64
+	failed  func(m *message, err error) // is told what could not be written
 	bytes   atomic.Int64
 
-	mu   sync.Mutex
-	row  []*message
-	wake chan struct{}
-	stop chan struct{}
-	done sync.WaitGroup
+	mu     sync.Mutex
+	row    []*message
+	closed bool
+	wake   chan struct{}
+	stop   chan struct{}
+	done   sync.WaitGroup
 }
 
-func newSender(nc *nats.Conn, r *replies, most int) *sender {
-	s := &sender{nc: nc, replies: r, most: int64(most), wake: make(chan struct{}, 1), stop: make(chan struct{})}
+func newSender(nc *nats.Conn, r *replies, most int, failed func(*message, error)) *sender {
+	s := &sender{nc: nc, replies: r, most: int64(most), failed: failed, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 	s.done.Go(s.run)
 	return s
 }
 
-// send hands m over; false: there is no room. It does not block.
+// send hands m over; false: there is no room, or the sender has ended. It does not
+// block.
 func (s *sender) send(m *message) bool {
 	n := m.size()
 	if s.bytes.Add(n) > s.most {
+		s.bytes.Add(-n)
+		return false
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
 		s.bytes.Add(-n)
 		return false
 	}
@@ -59,7 +68,6 @@ func (s *sender) send(m *message) bool {
 			return more
 		}
 	}
-	s.mu.Lock()
 	s.row = append(s.row, m)
 	first := len(s.row) == 1
 	s.mu.Unlock()
@@ -90,7 +98,12 @@ func (s *sender) run() {
 				break
 			}
 			for i, m := range row {
-				s.write(m)
+				select {
+				case <-s.stop: // what could be written may take its time, each of them
+					s.drop(m)
+				default:
+					s.write(m)
+				}
 				row[i] = nil
 			}
 			if cap(row) > 4096 {
@@ -104,13 +117,16 @@ func (s *sender) run() {
 func (s *sender) write(m *message) {
 	out := nats.Msg{Subject: m.subject, Header: m.header, Data: m.data}
 	if m.got == nil {
-		_ = s.nc.PublishMsg(&out)
+		if err := s.nc.PublishMsg(&out); err != nil {
+			s.failed(m, err)
+		}
 		s.bytes.Add(-m.size())
 		return
 	}
 	reply, t := s.replies.expect(m.got)
 	out.Reply = reply
 	if err := s.nc.PublishMsg(&out); err != nil {
+		s.failed(m, err)
 		s.replies.fail(t, ErrUnavailable)
 	}
 }
@@ -121,11 +137,18 @@ func (s *sender) close() {
 	s.done.Wait()
 	s.mu.Lock()
 	row := s.row
-	s.row = nil
+	s.row, s.closed = nil, true
 	s.mu.Unlock()
 	for _, m := range row {
-		if m.got != nil {
-			m.got(nil, ErrUnavailable)
-		}
+		s.drop(m)
+	}
+}
+
+// drop ends what is not written any more.
+func (s *sender) drop(m *message) {
+	if m.got != nil {
+		m.got(nil, ErrUnavailable)
+	} else {
+		s.bytes.Add(-m.size())
 	}
 }

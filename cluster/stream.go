@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -26,6 +27,8 @@ const (
 	// firstPatience is how long an answer is waited for at first, twice as long each
 	// time: who asks for a stream that another node is just making gets none.
 	firstPatience = 250 * time.Millisecond
+	// lookAgain is between two looks at a stream that may be another one.
+	lookAgain = 200 * time.Millisecond
 	// suspectTime is for how long positions are compared one by one after something
 	// could not be delivered: two rounds of topic's, and some more.
 	suspectTime = 2 * time.Minute
@@ -46,6 +49,8 @@ type stream struct {
 	ns     atomic.Pointer[topic.Namespace]
 	most   atomic.Int64 // publications kept of a topic, one more than its history has
 	ready  atomic.Bool
+	made   atomic.Int64 // when, in Unix nanoseconds: another of the same name has another time
+	sure   atomic.Bool  // since the connection is there, the stream has been found to be the same
 	epoch  atomic.Pointer[string]
 	at     atomic.Uint64 // everything up to it has come, and been delivered
 	life   context.Context
@@ -64,7 +69,8 @@ type stream struct {
 	marks  marks
 	behind uint64 // where the stream stood at the last look, when it had not come yet
 	mark   mark   // the message that holds the epoch
-	anew   bool   // the stream holds another epoch before where it stood
+	hole   uint64 // of what stands up to it some may not have been delivered here
+	anew   bool   // the stream is not the one that was made then, or its epoch is another
 }
 
 // mark is where and when the epoch was written last.
@@ -147,7 +153,7 @@ func (s *stream) run() {
 		case changed <- struct{}{}:
 		default:
 		}
-	}, nil)
+	}, func() { s.sure.Store(false) })
 	defer s.unfollow()
 	if !s.begin() {
 		return
@@ -157,22 +163,32 @@ func (s *stream) run() {
 	}
 	tick := time.NewTicker(s.b.watchEvery)
 	defer tick.Stop()
+	again := time.NewTimer(lookAgain)
+	defer again.Stop()
 	for {
 		var err error
 		select {
 		case <-s.life.Done():
 			return
 		case <-s.work:
-			if err = s.ensure(); err == nil {
+			if err = s.ensure(); err == nil && s.sure.Load() {
 				err = s.watch(false)
+			} else if err == nil {
+				err = s.comeBack()
 			}
 		case <-changed:
-			// What came meanwhile is read, not waited for.
-			err = s.watch(true)
+			err = s.comeBack()
+		case <-again.C:
+			if !s.sure.Load() {
+				err = s.comeBack()
+			}
 		case <-tick.C:
 			if s.b.link.Connected() {
-				err = s.watch(false)
+				err = s.watch(!s.sure.Load())
 			}
+		}
+		if !s.sure.Load() {
+			again.Reset(lookAgain)
 		}
 		if err != nil && s.life.Err() == nil {
 			if quiet, ok := s.seldom.Pass(10 * time.Second); ok {
@@ -181,6 +197,18 @@ func (s *stream) run() {
 		}
 	}
 }
+
+// comeBack reads what has come meanwhile, and then what came while it was read: all
+// of it is dropped until the stream is known to be the same.
+func (s *stream) comeBack() error {
+	if err := s.watch(true); err != nil || !s.sure.Load() {
+		return err
+	}
+	return s.watch(true)
+}
+
+// up tells whether the stream can be read and written.
+func (s *stream) up() bool { return s.ready.Load() && s.sure.Load() && s.b.link.Connected() }
 
 // begin tries until the stream is there; false: the broker ends.
 func (s *stream) begin() bool {
@@ -256,12 +284,35 @@ func (s *stream) ensure() error {
 		return fmt.Errorf("look for the stream: %w", err)
 	}
 	c := have.CachedInfo().Config
-	if c.MaxMsgsPerSubject == want.MaxMsgsPerSubject && c.MaxAge == want.MaxAge && c.MaxBytes == want.MaxBytes &&
-		c.Replicas == want.Replicas && c.Duplicates == want.Duplicates && c.RePublish != nil && *c.RePublish == *want.RePublish {
+	want.Metadata = c.Metadata
+	least, until := leastOf(c.Metadata)
+	if c.MaxMsgsPerSubject < want.MaxMsgsPerSubject {
+		// Where the smaller size ends is known behind the change.
+		until = math.MaxUint64
+		want.Metadata = withLeast(c.Metadata, min(least, c.MaxMsgsPerSubject), until)
+	}
+	same := c.MaxMsgsPerSubject == want.MaxMsgsPerSubject && c.MaxAge == want.MaxAge && c.MaxBytes == want.MaxBytes &&
+		c.Replicas == want.Replicas && c.Duplicates == want.Duplicates && c.RePublish != nil && *c.RePublish == *want.RePublish
+	if same && until != math.MaxUint64 {
 		return nil
 	}
-	if _, err := s.b.link.js.UpdateStream(ctx, want); err != nil {
+	info, err := s.b.link.js.UpdateStream(ctx, want)
+	if err != nil {
 		return fmt.Errorf("change the stream: %w", err)
+	}
+	if until == math.MaxUint64 {
+		i, err := info.Info(ctx)
+		if err != nil {
+			return fmt.Errorf("look at the stream: %w", err)
+		}
+		least, _ = leastOf(want.Metadata)
+		want.Metadata = withLeast(want.Metadata, least, i.State.LastSeq)
+		if _, err := s.b.link.js.UpdateStream(ctx, want); err != nil {
+			return fmt.Errorf("change the stream: %w", err)
+		}
+	}
+	if same {
+		return nil
 	}
 	s.log.Warn("history changed to this node's configuration: all nodes should have the same",
 		"size", want.MaxMsgsPerSubject-1, "size_before", c.MaxMsgsPerSubject-1, "age", want.MaxAge, "age_before", c.MaxAge,

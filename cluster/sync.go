@@ -162,6 +162,7 @@ func (b *blocks) run() {
 // force brings the last block to the disk, and those before it that were the last
 // one since the time before.
 func (b *blocks) force() error {
+	anew := false
 	for n := b.from; ; n++ {
 		err := b.sync(b.name(n))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -180,10 +181,14 @@ func (b *blocks) force() error {
 		default:
 			// Blocks have gone: their messages were too old, or too many.
 			all, err := listBlocks(b.dir)
-			if err != nil || len(all) == 0 || all[len(all)-1] <= n {
+			switch {
+			case err != nil || len(all) == 0 || all[len(all)-1] <= n && anew:
 				return errors.Join(err, fmt.Errorf("cluster: %s holds no block behind %d", b.dir, n))
+			case all[len(all)-1] <= n:
+				anew, n = true, all[0]-1 // the stream has been made anew
+			default:
+				n = max(n, all[0]-1)
 			}
-			n = max(n, all[0]-1)
 		}
 	}
 }
