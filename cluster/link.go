@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,9 +42,8 @@ type Link struct {
 	dropped   atomic.Uint64 // messages that nobody here took in time
 	slow      pace.Seldom
 
-	mu   sync.Mutex
-	back []func() // called when the connection is back
-	lost []func() // and when it is gone
+	mu      sync.Mutex
+	changes []*change
 }
 
 // Open starts the embedded server or begins to connect; it does not wait for an
@@ -126,12 +126,12 @@ func (l *Link) Dropped() uint64 { return l.dropped.Load() }
 // Wait returns once NATS is reached; ctx ends the wait.
 func (l *Link) Wait(ctx context.Context) error {
 	back := make(chan struct{}, 1)
-	l.OnChange(func() {
+	defer l.OnChange(func() {
 		select {
 		case back <- struct{}{}:
 		default:
 		}
-	}, nil)
+	}, nil)()
 	for !l.Connected() {
 		select {
 		case <-ctx.Done():
@@ -143,25 +143,32 @@ func (l *Link) Wait(ctx context.Context) error {
 }
 
 // OnChange has back called whenever the connection is there again, and lost
-// whenever it is gone; either may be nil. They run on a goroutine of the
-// connection's and do not block.
-func (l *Link) OnChange(back, lost func()) {
+// whenever it is gone, until forget is called; either may be nil. They run on a
+// goroutine of the connection's and do not block.
+func (l *Link) OnChange(back, lost func()) (forget func()) {
+	c := &change{back, lost}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if back != nil {
-		l.back = append(l.back, back)
-	}
-	if lost != nil {
-		l.lost = append(l.lost, lost)
+	l.changes = append(l.changes, c)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		// Another list: the one before may be gone through now.
+		l.changes = slices.DeleteFunc(slices.Clone(l.changes), func(o *change) bool { return o == c })
 	}
 }
 
-func (l *Link) call(list *[]func()) {
+// change is what is called when the connection is back, or lost.
+type change struct{ back, lost func() }
+
+func (l *Link) each(of func(*change) func()) {
 	l.mu.Lock()
-	all := *list
+	all := l.changes
 	l.mu.Unlock()
-	for _, f := range all {
-		f()
+	for _, c := range all {
+		if f := of(c); f != nil {
+			f()
+		}
 	}
 }
 
@@ -170,7 +177,7 @@ func (l *Link) onConnect(nc *nats.Conn) {
 	if l.server == nil {
 		l.log.Info("broker connected", "server", nc.ConnectedUrlRedacted())
 	}
-	l.call(&l.back)
+	l.each(func(c *change) func() { return c.back })
 }
 
 func (l *Link) onDisconnect(_ *nats.Conn, err error) {
@@ -181,7 +188,7 @@ func (l *Link) onDisconnect(_ *nats.Conn, err error) {
 	if err != nil {
 		l.log.Warn("broker lost: publications with a history fail until it is back", "err", err)
 	}
-	l.call(&l.lost)
+	l.each(func(c *change) func() { return c.lost })
 }
 
 // onError is told of what no call can return.

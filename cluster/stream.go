@@ -148,12 +148,12 @@ func quoted(name string) string {
 // run makes the stream, and follows it until the broker ends.
 func (s *stream) run() {
 	changed := make(chan struct{}, 1)
-	s.b.link.OnChange(func() {
+	defer s.b.link.OnChange(func() {
 		select {
 		case changed <- struct{}{}:
 		default:
 		}
-	}, func() { s.sure.Store(false) })
+	}, func() { s.sure.Store(false) })()
 	defer s.unfollow()
 	if !s.begin() {
 		return
