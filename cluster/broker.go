@@ -190,7 +190,8 @@ func (b *Broker) Ready() (waiting string, ok bool) {
 	return "", true
 }
 
-// Wait returns once Ready says so; ctx ends the wait. Safe from any goroutine.
+// Wait returns once Ready says so, and NATS knows what this node takes; ctx ends
+// the wait. Safe from any goroutine.
 func (b *Broker) Wait(ctx context.Context) error {
 	if err := b.link.Wait(ctx); err != nil {
 		return err
@@ -199,7 +200,10 @@ func (b *Broker) Wait(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if _, ok := b.Ready(); ok {
-			return nil
+			// Whoever publishes from here on is heard by this node.
+			if b.link.nc.FlushTimeout(b.link.Timeout()) == nil {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -181,7 +182,12 @@ func (c *catcher) SetNamespaces(all []*topic.Namespace) { c.all = all }
 
 func (n *node) waitReady() *node {
 	n.t.Helper()
-	until(n.t, "ready", func() bool { _, ok := n.Ready(); return ok })
+	ctx, cancel := context.WithTimeout(n.t.Context(), 20*time.Second)
+	defer cancel()
+	if err := n.Wait(ctx); err != nil {
+		waiting, _ := n.Ready()
+		n.t.Fatalf("not ready in time: %v, %s", err, waiting)
+	}
 	return n
 }
 
