@@ -193,6 +193,11 @@ func (k *fleetModel) rest() {
 		k.ends[mt.name] = map[string][]modelResult{}
 		for _, n := range k.c.nodes {
 			h, err := n.history(ctx, mt.name)
+			for err != nil && strings.HasPrefix(err.Error(), "100 ") && ctx.Err() == nil {
+				// For a moment after a fault: whoever asks may ask again.
+				lasting(50 * time.Millisecond)
+				h, err = n.history(ctx, mt.name)
+			}
 			if err != nil {
 				k.m.complain("%s: history of %s: %v", n.name, mt.name, err)
 				continue

@@ -57,6 +57,7 @@ type recoveryModel struct {
 	published map[string]map[topic.Position]modelPublication
 	tops      map[string]topic.Position
 	sorted    map[string][]topic.Position            // of published, at the end
+	late      map[string][]time.Time                 // by the same places: when the last up to it was published
 	links     map[modelStream]map[[2]uint64]struct{} // what came to a client behind what
 	// seen is what clients were given under a name, and refusals what they were told
 	// to be lost.
@@ -191,9 +192,16 @@ func (m *recoveryModel) check() {
 	if m.fleet != nil {
 		m.fleet.adopt()
 	}
-	m.sorted = map[string][]topic.Position{}
+	m.sorted, m.late = map[string][]topic.Position{}, map[string][]time.Time{}
 	for name, all := range m.published {
 		m.sorted[name] = slices.SortedFunc(maps.Keys(all), comparePositions)
+		for i, at := range m.sorted[name] {
+			when := all[at].at
+			if i > 0 && m.sorted[name][i-1].Epoch == at.Epoch && m.late[name][i-1].After(when) {
+				when = m.late[name][i-1]
+			}
+			m.late[name] = append(m.late[name], when)
+		}
 	}
 	m.checkLinks()
 	for name, all := range m.seen {
@@ -207,11 +215,8 @@ func (m *recoveryModel) check() {
 	}
 	for _, r := range m.begun {
 		// A top that was not there yet hides what comes next.
-		for _, p := range m.between(r.name, topic.Position{Epoch: r.top.Epoch}, r.top) {
-			if p.at.After(r.at) {
-				m.complain("%s: said to stand at %v, before which something was published later", r.name, r.top)
-				break
-			}
+		if at, ok := m.latest(r.name, r.top); ok && at.After(r.at) {
+			m.complain("%s: said to stand at %v, before which something was published later", r.name, r.top)
 		}
 	}
 	for _, r := range m.refusals {
@@ -221,12 +226,25 @@ func (m *recoveryModel) check() {
 	}
 }
 
-// between are the publications of a topic behind one position and up to another,
-// in their order.
-func (m *recoveryModel) between(name string, since, top topic.Position) []modelPublication {
+// latest is when the last of the publications of a topic was made that stand at or
+// before a position, in its epoch.
+func (m *recoveryModel) latest(name string, top topic.Position) (time.Time, bool) {
+	i, found := slices.BinarySearchFunc(m.sorted[name], top, comparePositions)
+	if !found {
+		i--
+	}
+	if i < 0 || m.sorted[name][i].Epoch != top.Epoch {
+		return time.Time{}, false
+	}
+	return m.late[name][i], true
+}
+
+// between are the publications of a topic behind one position and up to another, in
+// their order; most of them, at the most.
+func (m *recoveryModel) between(name string, since, top topic.Position, most int) []modelPublication {
 	i, _ := slices.BinarySearchFunc(m.sorted[name], since, comparePositions)
 	var all []modelPublication
-	for ; i < len(m.sorted[name]) && comparePositions(m.sorted[name][i], top) <= 0; i++ {
+	for ; i < len(m.sorted[name]) && len(all) < most && comparePositions(m.sorted[name][i], top) <= 0; i++ {
 		if at := m.sorted[name][i]; at != since {
 			all = append(all, m.published[name][at])
 		}
@@ -251,7 +269,7 @@ func (m *recoveryModel) unjust(r modelRefusal) string {
 	if r.top.Offset < r.since.Offset {
 		return "the topic went backwards"
 	}
-	missed := m.between(r.name, r.since, r.top)
+	missed := m.between(r.name, r.since, r.top, m.limit+o.HistorySize+1)
 	if len(missed) > min(o.HistorySize, m.limit) {
 		return ""
 	}
