@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -13,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -276,18 +274,18 @@ func TestClientsWithoutBroker(t *testing.T) {
 // is revoked there when it can.
 func TestRevocationWhileAway(t *testing.T) {
 	n := startClientsBroker(t)
-	link := newCutLink(t, n.Addr().String())
-	a, b := clientsNode(t, n, nil), clientsNode(t, n, func(o *perch.Options) { o.NATS.URL = "nats://" + link.addr })
+	link := newProxy(t, n.Addr().String())
+	a, b := clientsNode(t, n, nil), clientsNode(t, n, func(o *perch.Options) { o.NATS.URL = "nats://" + link.Addr() })
 	c := a.newClient(t, `{}`)
 	tokens := a.grantClient(t, c)
 	p := b.openSession(t, tokens.Access)
-	link.cut()
+	link.Cut()
 	eventually(t, "b knows that the broker is away", func() bool {
 		status, _, _ := b.askToken(t, c, clientGrant)
 		return status == http.StatusServiceUnavailable
 	})
 	a.patchClient(t, c.ID, `{"disabled":true}`)
-	link.mend()
+	link.Heal()
 	p.closes(3500)
 	again := b.dial(t, "/connection/websocket")
 	again.send(testkit.ConnectCommand(tokens.Access))
@@ -315,86 +313,6 @@ func TestRevocationAfterRestart(t *testing.T) {
 	}
 	a.patchClient(t, c.ID, `{"disabled":true}`)
 	p.closes(3500)
-}
-
-// cutLink is a way to a server that can be cut.
-type cutLink struct {
-	addr, to string
-	ln       net.Listener
-	mu       sync.Mutex
-	conns    map[net.Conn]struct{}
-	down     bool
-}
-
-func newCutLink(t *testing.T, to string) *cutLink {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &cutLink{addr: ln.Addr().String(), to: to, ln: ln, conns: make(map[net.Conn]struct{})}
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			group.Go(func() { p.serve(c) })
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		p.cut()
-		group.Wait()
-	})
-	return p
-}
-
-func (p *cutLink) serve(c net.Conn) {
-	defer c.Close()
-	up, err := net.Dial("tcp", p.to)
-	if err != nil {
-		return
-	}
-	defer up.Close()
-	p.mu.Lock()
-	if p.down {
-		p.mu.Unlock()
-		return
-	}
-	p.conns[c], p.conns[up] = struct{}{}, struct{}{}
-	p.mu.Unlock()
-	defer func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.conns, c)
-		delete(p.conns, up)
-	}()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		io.Copy(up, c)
-		up.Close()
-	}()
-	io.Copy(c, up)
-	c.Close()
-	<-done
-}
-
-func (p *cutLink) cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.down = true
-	for c := range p.conns {
-		c.Close()
-	}
-}
-
-func (p *cutLink) mend() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.down = false
 }
 
 // TestClientsOutlive: a node with the broker in its process has its clients,

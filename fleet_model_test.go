@@ -50,6 +50,9 @@ func fleetNamespaces() []topic.NamespaceOptions {
 	return all
 }
 
+// fleetRetry is between two attempts of who is told to ask again.
+const fleetRetry = 50 * time.Millisecond
+
 // fleetModel is what a recoveryModel has besides, over many nodes.
 type fleetModel struct {
 	c *fleet
@@ -144,6 +147,8 @@ func (k *fleetModel) publish(ctx context.Context, name, data string, delta bool)
 	}
 	k.mu.Unlock()
 	at := time.Now()
+	again := time.NewTicker(fleetRetry)
+	defer again.Stop()
 	var err error
 	for end := at.Add(fleetPatience); ; {
 		bounded, cancel := context.WithTimeout(ctx, 4*time.Second)
@@ -164,7 +169,7 @@ func (k *fleetModel) publish(ctx context.Context, name, data string, delta bool)
 		k.mu.Lock()
 		k.retried++
 		k.mu.Unlock()
-		time.Sleep(50 * time.Millisecond)
+		<-again.C
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -177,6 +182,8 @@ func (k *fleetModel) rest() {
 	<-k.restored
 	ctx, cancel := context.WithTimeout(context.Background(), fleetPatience)
 	defer cancel()
+	again := time.NewTicker(fleetRetry)
+	defer again.Stop()
 	for _, mt := range k.m.topics {
 		for i := 0; ; i++ {
 			if k.publish(ctx, mt.name, fmt.Sprintf(`{"publisher":-1,"n":%d}`, i), false) == nil {
@@ -195,7 +202,7 @@ func (k *fleetModel) rest() {
 			h, err := n.history(ctx, mt.name)
 			for err != nil && strings.HasPrefix(err.Error(), "100 ") && ctx.Err() == nil {
 				// For a moment after a fault: whoever asks may ask again.
-				lasting(50 * time.Millisecond)
+				<-again.C
 				h, err = n.history(ctx, mt.name)
 			}
 			if err != nil {

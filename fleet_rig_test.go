@@ -421,9 +421,5 @@ func (n *fleetNode) page(path string) (int, string) {
 // patiently polls ok for as long as NATS may take.
 func patiently(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(fleetPatience); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", fleetPatience, what)
-		}
-	}
+	within(t, fleetPatience, what, ok)
 }

@@ -3,11 +3,9 @@ package perch_test
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -332,85 +330,28 @@ func TestNodesDisagree(t *testing.T) {
 	eventually(t, "it is said", func() bool { return strings.Contains(r.a.log.String(), "node agrees on the namespaces again") })
 }
 
-// pipe is a TCP proxy that can be held and cut.
-type pipe struct {
-	ln   net.Listener
-	to   string
-	mu   sync.Mutex
-	open []net.Conn
-	done sync.WaitGroup
-}
-
-func newPipe(t testing.TB, url string) *pipe {
+// newProxy is a link to an address, which can fail.
+func newProxy(t testing.TB, to string) *testkit.Proxy {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := testkit.NewProxy(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pipe{ln: ln, to: strings.TrimPrefix(url, "nats://")}
-	p.done.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			d, err := net.Dial("tcp", p.to)
-			if err != nil {
-				_ = c.Close()
-				continue
-			}
-			p.mu.Lock()
-			p.open = append(p.open, c, d)
-			p.mu.Unlock()
-			p.done.Go(func() { copyUntilClosed(c, d) })
-			p.done.Go(func() { copyUntilClosed(d, c) })
-		}
-	})
-	t.Cleanup(p.cut)
+	t.Cleanup(p.Close)
 	return p
 }
-
-func copyUntilClosed(to, from net.Conn) {
-	b := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(b)
-		if n > 0 {
-			if _, err := to.Write(b[:n]); err != nil {
-				_ = from.Close()
-				return
-			}
-		}
-		if err != nil {
-			_ = to.Close()
-			return
-		}
-	}
-}
-
-// cut ends it for good.
-func (p *pipe) cut() {
-	_ = p.ln.Close()
-	p.mu.Lock()
-	for _, c := range p.open {
-		_ = c.Close()
-	}
-	p.mu.Unlock()
-	p.done.Wait()
-}
-
-func (p *pipe) url() string { return "nats://" + p.ln.Addr().String() }
 
 // TestNodeCutOff: a node whose connection is cut vanishes for the others, and
 // says that it can't reach them; nothing hangs.
 func TestNodeCutOff(t *testing.T) {
 	r := &nodesRig{url: natsForNodes(t)}
-	p := newPipe(t, r.url)
+	p := newProxy(t, strings.TrimPrefix(r.url, "nats://"))
 	a := r.node(t, "a", nil)
-	b := r.node(t, "b", func(o *perch.Options) { o.NATS.URL = p.url() })
+	b := r.node(t, "b", func(o *perch.Options) { o.NATS.URL = "nats://" + p.Addr() })
 	eventually(t, "both know both", func() bool { return a.metric(t, "perch_nodes") == 2 && b.metric(t, "perch_nodes") == 2 })
 	a.subscribed(t, "ann", "there")
 	bob, bobs := b.subscribed(t, "bob", "there")
-	p.cut()
+	p.Cut()
 	eventually(t, "the others don't count it", func() bool {
 		return a.metric(t, `perch_node_changes_total{change="gone"}`) == 1
 	})

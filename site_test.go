@@ -16,7 +16,7 @@ import (
 
 // startHub runs a NATS server that takes leaf nodes, and a server of ours on it; the
 // way of sites to it can be cut.
-func startHub(t *testing.T, change func(*perch.Options)) (*server, *testkit.WAN) {
+func startHub(t *testing.T, change func(*perch.Options)) (*server, *testkit.Proxy) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -40,7 +40,7 @@ func startHub(t *testing.T, change func(*perch.Options)) (*server, *testkit.WAN)
 	if !n.ReadyForConnections(testkit.Timeout) {
 		t.Fatal("the nats server does not start")
 	}
-	w, err := testkit.NewWAN(addr.String())
+	w, err := testkit.NewProxy(addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestSite(t *testing.T) {
 	}
 	eventually(t, "counted", func() bool { return site.metric(t, "perch_leaf_waiting") == 5 })
 
-	wan.Mend()
+	wan.Heal()
 	up(1)
 	want("hub", atHub, `"s2"`, `"s3"`, `"s4"`, `"s5"`, `"s6"`)
 	want("site", atSite, `"h2"`, `"h3"`, `"h4"`, `"h5"`, `"h6"`)

@@ -84,7 +84,7 @@ func TestLeafHubCluster(t *testing.T) {
 			}
 		}
 	}()
-	w.Mend()
+	w.Heal()
 	until(t, "nothing waiting", func() bool { return s.Counts().Leaf.Up && s.Counts().Leaf.Waiting == 0 })
 	close(stop)
 	t.Logf("%d leaders", <-stepped)

@@ -2,12 +2,12 @@ package cluster
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"perch/topic"
 )
@@ -38,9 +38,7 @@ func siteProcess(dir string) {
 	fail(err)
 	b.SetNamespaces(catch.all)
 	fail(b.Start(newReceiver()))
-	for ok := false; !ok; _, ok = b.Ready() {
-		time.Sleep(time.Millisecond)
-	}
+	fail(b.Wait(context.Background()))
 	said := make(chan string, 64)
 	for k := range siteTopics {
 		name := number("news:t", k)
@@ -98,7 +96,7 @@ func TestLeafKilled(t *testing.T) {
 			}
 			s := &site{dir: dir, name: "berlin", ns: r.ns, opts: LeafOptions{URL: w.url(), Site: "berlin"}}
 			s.start(t)
-			w.Mend()
+			w.Heal()
 			until(t, "nothing waiting", func() bool { c := s.Counts().Leaf; return c.Up && c.Waiting == 0 })
 			for name, want := range answered {
 				here, there := s.all(name), r.hub.all(name)

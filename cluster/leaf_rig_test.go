@@ -47,7 +47,7 @@ func freePort(t testing.TB) int {
 }
 
 // wan is the way from a site to its hub.
-type wan struct{ *testkit.WAN }
+type wan struct{ *testkit.Proxy }
 
 func (w wan) url() string { return "nats-leaf://" + w.Addr() }
 
@@ -76,7 +76,7 @@ func newRig(t testing.TB) *rig {
 }
 
 func (r *rig) wan() wan {
-	w, err := testkit.NewWAN("127.0.0.1:" + strconv.Itoa(r.port))
+	w, err := testkit.NewProxy("127.0.0.1:" + strconv.Itoa(r.port))
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestLeafCut(t *testing.T) {
 	// What is published here is delivered here, whatever the hub does.
 	s.got.wait(t, "news:x", 401)
 	until(t, "counted", func() bool { return s.Counts().Leaf.Waiting == 399 })
-	w.Mend()
+	w.Heal()
 	same(t, "news:x", 800, s.node, r.hub)
 	until(t, "nothing waiting", func() bool { return s.Counts().Leaf.Waiting == 0 })
 }
@@ -69,7 +69,7 @@ func TestLeafShortHistory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.Mend()
+	w.Heal()
 	same(t, "news:x", n, r.hub)
 	if all := r.hub.got.wait(t, "news:x", n); len(all) != n {
 		t.Errorf("%d delivered at the hub", len(all))
@@ -86,7 +86,7 @@ func TestLeafWithoutHub(t *testing.T) {
 		s.put("news:x", number("a", i+1))
 	}
 	s.got.wait(t, "news:x", 10)
-	w.Mend()
+	w.Heal()
 	same(t, "news:x", 10, s.node, r.hub)
 	// The hub's server goes away, and comes back with what it had.
 	dir, port := r.nats.StoreDir(), r.nats.Addr().(*net.TCPAddr).Port
@@ -118,7 +118,7 @@ func TestLeafLostAnswers(t *testing.T) {
 				s.put("news:y", number("a", i))
 			}
 			w.Deaf(headerCommit)
-			w.Mend()
+			w.Heal()
 			r.hub.got.wait(t, "news:y", 49) // the hub has them all, and the site does not know
 			if c := s.Counts().Leaf; c.Waiting == 0 {
 				t.Errorf("%+v", c)
@@ -128,7 +128,7 @@ func TestLeafLostAnswers(t *testing.T) {
 			}
 			w.Cut()
 			r.hub.put("news:x", "h2")
-			w.Mend()
+			w.Heal()
 			if restart {
 				s.start(t)
 			}
@@ -233,7 +233,7 @@ func TestLeafFull(t *testing.T) {
 		if got := len(s.all("news:x")); got != n {
 			t.Errorf("%d instead of %d here: what is refused is not stored", got, n)
 		}
-		w.Mend()
+		w.Heal()
 		same(t, "news:x", n, s.node, r.hub)
 		until(t, "room", func() bool { _, err := s.publish("news:x", number(n+1), longStored); return err == nil })
 		same(t, "news:x", n+1, s.node, r.hub)
@@ -254,7 +254,7 @@ func TestLeafFull(t *testing.T) {
 		if got := len(s.all("news:x")); got != n {
 			t.Errorf("%d instead of %d here", got, n)
 		}
-		w.Mend()
+		w.Heal()
 		until(t, "the newest", func() bool {
 			all := r.hub.all("news:x")
 			return len(all) > 0 && all[len(all)-1] == number(n)
@@ -310,10 +310,10 @@ func TestLeafTwoSites(t *testing.T) {
 	b.waitUp(false)
 	round(20)
 	b.kill()
-	wa.Mend()
+	wa.Heal()
 	same(t, "news:x", 160, r.hub, a.node)
 	b.start(t)
-	wb.Mend()
+	wb.Heal()
 	same(t, "news:x", 180, r.hub, a.node)
 	until(t, "all at the last site", func() bool { return len(b.all("news:x")) == 180 })
 	// What a site knows of itself is not noted all the time: nothing comes again.
@@ -388,7 +388,7 @@ func TestLeafWhatCrosses(t *testing.T) {
 		version(r.hub, 2)
 		version(s.node, 5)
 		version(r.hub, 3)
-		w.Mend()
+		w.Heal()
 		for _, n := range []*node{s.node, r.hub} {
 			until(t, "the newest at "+n.link.Name(), func() bool {
 				all := n.all("news:state")

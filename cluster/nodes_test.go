@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"perch/internal/testkit"
 	"perch/session"
 )
 
@@ -182,88 +183,26 @@ func TestNodesKnown(t *testing.T) {
 	}
 }
 
-// proxy is a way to a NATS server that can be cut, and opened again.
-type proxy struct {
-	ln   net.Listener
-	to   string
-	mu   sync.Mutex
-	shut bool
-	open []net.Conn
-	done sync.WaitGroup
-}
-
-func newProxy(t testing.TB, to string) *proxy {
+// newProxy is a way to a NATS server that can fail, and its URL.
+func newProxy(t testing.TB, to string) (p *testkit.Proxy, url string) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := testkit.NewProxy(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{ln: ln, to: to}
-	p.done.Go(p.run)
-	t.Cleanup(func() {
-		_ = ln.Close()
-		p.cut(true)
-		p.done.Wait()
-	})
-	return p
-}
-
-func (p *proxy) url() string { return "nats://" + p.ln.Addr().String() }
-
-func (p *proxy) run() {
-	for {
-		c, err := p.ln.Accept()
-		if err != nil {
-			return
-		}
-		p.mu.Lock()
-		if p.shut {
-			_ = c.Close()
-		} else if d, err := net.Dial("tcp", p.to); err != nil {
-			_ = c.Close()
-		} else {
-			p.open = append(p.open, c, d)
-			for _, pair := range [][2]net.Conn{{c, d}, {d, c}} {
-				p.done.Go(func() {
-					b := make([]byte, 64<<10)
-					for {
-						n, err := pair[0].Read(b)
-						if err == nil {
-							_, err = pair[1].Write(b[:n])
-						}
-						if err != nil {
-							_ = pair[0].Close()
-							_ = pair[1].Close()
-							return
-						}
-					}
-				})
-			}
-		}
-		p.mu.Unlock()
-	}
-}
-
-// cut closes what is open; shut: and takes no more.
-func (p *proxy) cut(shut bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.shut = shut
-	for _, c := range p.open {
-		_ = c.Close()
-	}
-	p.open = nil
+	t.Cleanup(p.Close)
+	return p, "nats://" + p.Addr()
 }
 
 // TestNodeGone: a node that is cut off is gone for the others after a while; it
 // keeps them, as it is itself that can't hear, and all know all when it is back.
 func TestNodeGone(t *testing.T) {
 	s := outside(t, -1)
-	p := newProxy(t, s.Addr().String())
+	p, url := newProxy(t, s.Addr().String())
 	a, b := join(t, s.ClientURL(), "a", 1, nil), join(t, s.ClientURL(), "b", 2, nil)
-	c := join(t, p.url(), "c", 3, nil)
+	c := join(t, url, "c", 3, nil)
 	a.knows("b c")
-	p.cut(true)
+	p.Cut()
 	a.knows("b")
 	b.knows("a")
 	if n := a.Counts(); n.Gone != 1 || n.Left != 0 || a.log.count("node gone") != 1 {
@@ -278,7 +217,7 @@ func TestNodeGone(t *testing.T) {
 	if c.Tell("t", 1, func() [][]byte { return [][]byte{{1}} }) || c.Counts().Unsaid != 1 {
 		t.Error("news were told to nobody")
 	}
-	p.cut(false)
+	p.Heal()
 	a.knows("b c")
 	if answers, err := c.gather(Question{Method: "x"}); err != nil || len(answers) != 2 || c.Counts().Gone != 0 {
 		t.Errorf("back: %v, %v", answers, err)

@@ -98,12 +98,15 @@ func TestThree(t *testing.T) {
 	acked := map[string]map[string]topic.Position{}
 	tried := map[string]int{}
 	var wg sync.WaitGroup
-	failed := atomic.Int64{}
+	var failed, stood atomic.Int64 // attempts; and those that were acknowledged
 	for i, n := range nodes {
 		for k := range 3 {
 			name := number("news:t", k)
 			wg.Go(func() {
+				tick := time.NewTicker(time.Millisecond)
+				defer tick.Stop()
 				for j := 0; !stop.Load(); j++ {
+					<-tick.C
 					text := fmt.Sprintf("n%d.%d", i, j)
 					o := stored
 					o.IdempotencyKey, o.IdempotencyTTL = text, time.Minute
@@ -120,13 +123,17 @@ func TestThree(t *testing.T) {
 					if err != nil {
 						failed.Add(1)
 						j-- // again, with the same key
-						time.Sleep(5 * time.Millisecond)
+					} else {
+						stood.Add(1)
 					}
 				}
 			})
 		}
 		wg.Go(func() { // recovers from where deliveries have brought it
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
 			for !stop.Load() {
+				<-tick.C
 				name := number("news:t", rand.IntN(3))
 				before := n.got.of(name)
 				if len(before) == 0 {
@@ -155,15 +162,19 @@ func TestThree(t *testing.T) {
 				if top.Offset != last {
 					t.Errorf("%s: read up to %d, top %v", name, last, top)
 				}
-				time.Sleep(time.Millisecond)
 			}
 		})
 	}
+	goesOn := func() {
+		t.Helper()
+		before := stood.Load()
+		until(t, "published to as before", func() bool { return stood.Load() >= before+300 })
+	}
 	for round := range 4 {
-		time.Sleep(700 * time.Millisecond)
+		goesOn()
 		i := round % 3
 		c.stop(i)
-		time.Sleep(700 * time.Millisecond)
+		goesOn() // with two of three
 		c.start(i)
 		until(t, "well", func() bool { return c.srv[i].JetStreamIsCurrent() })
 	}

@@ -14,10 +14,10 @@ import (
 // and has begun anew behind it, hears of what is revoked since.
 func TestStreamPutBack(t *testing.T) {
 	url := registryBroker(t)
-	p := newProxy(t, url[len("nats://"):])
+	p, way := newProxy(t, url[len("nats://"):])
 	c := storetest.NewClock()
 	a := startTokens(t, linkTo(t, Options{URL: url}), TokensOptions{Now: c.Now})
-	cut := linkTo(t, Options{URL: p.url()})
+	cut := linkTo(t, Options{URL: way})
 	b := startTokens(t, cut, TokensOptions{Now: c.Now})
 	for _, jti := range []string{"1", "2", "3"} {
 		if err := a.RevokeID("dev", jti, c.In(time.Minute)); err != nil {
@@ -25,13 +25,13 @@ func TestStreamPutBack(t *testing.T) {
 		}
 	}
 	until(t, "b hears of the third", func() bool { return b.Revoked("3", "") })
-	p.cut(true)
+	p.Cut()
 	until(t, "b is cut off", func() bool { return !cut.Connected() })
 	if err := a.bucket.link.JetStream().DeleteStream(t.Context(), a.bucket.stream); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "a writes again", func() bool { return a.RevokeID("dev", "late", c.In(time.Minute)) == nil })
-	p.cut(false)
+	p.Heal()
 	until(t, "b hears of what was revoked since", func() bool { return b.Revoked("late", "") })
 	if !b.Revoked("1", "") {
 		t.Error("b has forgotten what it knew")

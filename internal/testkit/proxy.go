@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"net"
+	"strings"
 	"sync"
 )
 
@@ -15,6 +16,8 @@ type Proxy struct {
 	state linkState
 	turn  chan struct{} // closed when the state changes
 	conns map[net.Conn]struct{}
+	word  string // makes it deaf
+	tail  string // what went there last
 	done  sync.WaitGroup
 }
 
@@ -24,6 +27,7 @@ const (
 	linkWhole linkState = iota
 	linkCut
 	linkStalled
+	linkDeaf
 	linkClosed
 )
 
@@ -49,6 +53,28 @@ func (p *Proxy) Cut() { p.set(linkCut) }
 // direction: what a firewall does that drops packets.
 func (p *Proxy) Stall() { p.set(linkStalled) }
 
+// Deaf holds back what comes back from there once a word has gone there, until the
+// link is cut or healed.
+func (p *Proxy) Deaf(word string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.word = word
+}
+
+// listen makes it deaf where b, which goes there next, ends the word.
+func (p *Proxy) listen(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.word == "" {
+		return
+	}
+	text := p.tail + string(b)
+	p.tail = text[max(0, len(text)-len(p.word)):]
+	if strings.Contains(text, p.word) && p.state == linkWhole {
+		p.setLocked(linkDeaf)
+	}
+}
+
 // Heal lets everything through again, also what had come while it was stalled.
 func (p *Proxy) Heal() { p.set(linkWhole) }
 
@@ -62,10 +88,14 @@ func (p *Proxy) Close() {
 func (p *Proxy) set(s linkState) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.setLocked(s)
+}
+
+func (p *Proxy) setLocked(s linkState) {
 	if p.state == linkClosed {
 		return
 	}
-	p.state = s
+	p.state, p.word, p.tail = s, "", ""
 	close(p.turn)
 	p.turn = make(chan struct{})
 	if s == linkCut || s == linkClosed {
@@ -93,8 +123,9 @@ func (p *Proxy) keep(c net.Conn) bool {
 	return true
 }
 
-// pass waits while the link is stalled; false: it is cut.
-func (p *Proxy) pass() bool {
+// pass waits while the link is stalled, on the way back also while it is deaf;
+// false: it is cut.
+func (p *Proxy) pass(back bool) bool {
 	for {
 		p.mu.Lock()
 		state, turn := p.state, p.turn
@@ -103,6 +134,11 @@ func (p *Proxy) pass() bool {
 		case linkWhole:
 			return true
 		case linkStalled:
+			<-turn
+		case linkDeaf:
+			if !back {
+				return true
+			}
 			<-turn
 		default:
 			return false
@@ -124,7 +160,7 @@ func (p *Proxy) accept() {
 
 func (p *Proxy) serve(c net.Conn) {
 	defer p.drop(c)
-	if !p.pass() {
+	if !p.pass(false) {
 		return
 	}
 	to, err := net.DialTimeout("tcp", p.to, Timeout)
@@ -133,21 +169,25 @@ func (p *Proxy) serve(c net.Conn) {
 	}
 	defer p.drop(to)
 	var both sync.WaitGroup
-	both.Go(func() { p.forward(to, c) })
-	p.forward(c, to)
+	both.Go(func() { p.forward(to, c, false) })
+	p.forward(c, to, true)
 	both.Wait()
 }
 
-// forward copies until one side ends, and then ends both.
-func (p *Proxy) forward(to, from net.Conn) {
+// forward copies until one side ends, and then ends both; back: to who has
+// connected.
+func (p *Proxy) forward(to, from net.Conn, back bool) {
 	defer p.drop(to)
 	defer p.drop(from)
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			if !p.pass() {
+			if !p.pass(back) {
 				return
+			}
+			if !back {
+				p.listen(buf[:n])
 			}
 			if _, err := to.Write(buf[:n]); err != nil {
 				return

@@ -94,3 +94,69 @@ func readText(c *Conn, text string) error {
 	}
 	return nil
 }
+
+// TestProxyDeaf: from a word on nothing comes back, while what is said still goes
+// there, until the link is healed.
+func TestProxyDeaf(t *testing.T) {
+	p, there := proxied(t)
+	c, err := net.Dial("tcp", p.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	far := <-there
+	defer far.Close()
+	p.Deaf("commit")
+	say := func(from, to net.Conn, text string) {
+		t.Helper()
+		if _, err := from.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		_ = to.SetReadDeadline(time.Now().Add(Timeout))
+		b := make([]byte, len(text))
+		if _, err := io.ReadFull(to, b); err != nil || string(b) != text {
+			t.Fatalf("%q came as %q: %v", text, b, err)
+		}
+	}
+	say(c, far, "com")
+	say(far, c, "yes")
+	say(c, far, "mit")
+	if _, err := far.Write([]byte("held")); err != nil {
+		t.Fatal(err)
+	}
+	say(c, far, "and on")
+	_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 8)); err == nil {
+		t.Errorf("%d bytes came back", n)
+	}
+	p.Heal()
+	_ = c.SetReadDeadline(time.Now().Add(Timeout))
+	b := make([]byte, 4)
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != "held" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// proxied is a proxy, and who is at its other end.
+func proxied(t *testing.T) (*Proxy, <-chan net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := make(chan net.Conn, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			there <- c
+		}
+	}()
+	p, err := NewProxy(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Close()
+		_ = l.Close()
+	})
+	return p, there
+}
