@@ -2,6 +2,7 @@ package netpoll
 
 import (
 	"bytes"
+	stdflate "compress/flate"
 	"io"
 	"log/slog"
 	"slices"
@@ -351,11 +352,15 @@ func (t *tools) keep(b []byte) {
 // message that ends with such a one, without the octet behind it that the section
 // asks for, is taken too, as zlib's users do. Each of them costs a set-up, so there
 // may be one for 64 bytes.
+//
+// compress/flate inflates: it forgets the codes of the message before, which may be
+// another peer's. The faster one of klauspost/compress lets a block without codes of
+// its own be read with them.
 func (t *tools) unpack(in []byte, limit int) (out []byte, bad session.Reason) {
 	t.source.Reset(in)
 	defer t.source.Reset(nil)
 	if t.reader == nil {
-		t.reader = flate.NewReader(&t.source)
+		t.reader = stdflate.NewReader(&t.source)
 	}
 	b := t.buf[:0]
 	defer func() { t.keep(b) }()
@@ -363,7 +368,7 @@ func (t *tools) unpack(in []byte, limit int) (out []byte, bad session.Reason) {
 		if streams > 16+len(in)/64 {
 			return nil, session.ReasonInvalidPayload
 		}
-		if err := t.reader.(flate.Resetter).Reset(&t.source, nil); err != nil {
+		if err := t.reader.(stdflate.Resetter).Reset(&t.source, nil); err != nil {
 			return nil, session.ReasonServerError
 		}
 		for {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
@@ -146,6 +147,30 @@ func TestDeflatedStream(t *testing.T) {
 	st := d.server.Stats().Deflate
 	if st.Inflated == 0 || st.InflatedFrom == 0 || st.InflatedTo == 0 || st.Bombs == 0 {
 		t.Errorf("counted %+v", st)
+	}
+}
+
+// TestInflateForgets: what a message may refer to is its own. A block without codes has
+// none, whatever those of another peer's message were.
+func TestInflateForgets(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	before := make([]byte, 4<<10)
+	for i := range before {
+		before[i] = byte(random.ExpFloat64() * 3)
+	}
+	warm := append([]byte(squeezed(string(before))), tail...)
+	noCodes := make([]byte, 600)
+	noCodes[0] = 2 << 1 // dynamic codes, all of length 0 (RFC 1951, section 3.2.7)
+	for i := range len(noCodes) {
+		in := append(bytes.Clone(noCodes[:i+1]), tail...)
+		var used, fresh tools
+		if out, bad := used.unpack(bytes.Clone(warm), len(before)); bad != session.ReasonNone || !bytes.Equal(out, before) {
+			t.Fatalf("the message before is refused: %v", bad)
+		}
+		want, wantBad := fresh.unpack(in, messageSize)
+		if got, bad := used.unpack(in, messageSize); bad != wantBad || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes: %v with %q behind another message, %v with %q alone", i+1, bad, got, wantBad, want)
+		}
 	}
 }
 
