@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 // the epoch away.
 func TestMarkDiscarded(t *testing.T) {
 	srv := natsServer(t)
-	l, err := Open(Options{URL: srv.ClientURL(), Name: "n"})
+	l, err := Open(Options{URL: srv.ClientURL(), Name: "n", Logger: slogTo(t.Output())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +49,51 @@ func TestMarkDiscarded(t *testing.T) {
 	if now := *b.streamFor("news:x").epoch.Load(); now != at.Epoch {
 		t.Errorf("the epoch of a node that starts is %s, was %s", now, at.Epoch)
 	}
+}
+
+// TestMarkContested: an epoch's name that comes and goes while it is written again
+// stays the same.
+func TestMarkContested(t *testing.T) {
+	srv := natsServer(t)
+	n := newNode(t, Options{URL: srv.ClientURL(), Name: "n"}, news).waitReady()
+	s := n.streamFor("news:x")
+	epoch := *s.epoch.Load()
+	st, err := n.link.js.Stream(t.Context(), s.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var other sync.WaitGroup
+	other.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := st.Purge(t.Context(), jetstream.WithPurgeSubject(s.stored+tokenEpoch)); err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := n.link.js.Publish(t.Context(), s.stored+tokenEpoch, encodeEpoch(epoch)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 500 {
+		s.mu.Lock()
+		s.mark = mark{at: time.Now()}
+		err := s.refreshLocked(streamState{first: 1, last: 1}) // the mark is gone
+		now := *s.epoch.Load()
+		s.mu.Unlock()
+		if now != epoch || err != nil && !errors.Is(err, errConflict) {
+			t.Errorf("the epoch is %s, was %s: %v", now, epoch, err)
+			break
+		}
+	}
+	close(stop)
+	other.Wait()
 }
 
 // TestAfterClose: whoever asks a broker that has ended is answered.

@@ -335,28 +335,31 @@ func (s *stream) refreshLocked(st streamState) error {
 		return nil
 	}
 	epoch := *s.epoch.Load()
-	last, err := s.lastSync(s.stored + tokenEpoch)
-	if err != nil {
-		return err
-	}
-	before := uint64(0) // it may be gone already: the stream is still the same one
-	if last != nil {
-		r, err := decode(last.data)
-		if err != nil || r.epoch != epoch {
-			return s.readEpoch(false)
+	for range 5 {
+		last, err := s.lastSync(s.stored + tokenEpoch)
+		if err != nil {
+			return err
 		}
-		before = last.seq
-		if last.seq > m.seq {
-			s.mark = mark{last.seq, last.at} // another node was first
-			return nil
+		before := uint64(0) // it may be gone already: the stream is still the same one
+		if last != nil {
+			r, err := decode(last.data)
+			if err != nil || r.epoch != epoch {
+				return s.readEpoch(false)
+			}
+			before = last.seq
+			if last.seq > m.seq {
+				s.mark = mark{last.seq, last.at} // another node was first
+				return nil
+			}
 		}
+		written, err := s.writeEpoch(epoch, before)
+		if err == nil {
+			s.mark = written
+		}
+		if !errors.Is(err, errConflict) {
+			return err
+		}
+		// Another node was first, or what was read has been dropped meanwhile.
 	}
-	m, err = s.writeEpoch(epoch, before)
-	if errors.Is(err, errConflict) {
-		return s.readEpoch(false)
-	}
-	if err == nil {
-		s.mark = m
-	}
-	return err
+	return errConflict
 }
