@@ -75,11 +75,7 @@ func startFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*fleetPatience)
 	defer cancel()
-	root, err := testkit.ModuleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, err := testkit.Executable(ctx, root, "./cmd/perch")
+	root, bin, err := testkit.Perch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,11 +208,7 @@ const fleetRecoveryLimit = 2000
 // start starts the node, for the first time or again, and does not wait.
 func (n *fleetNode) start() {
 	n.c.t.Helper()
-	root, err := testkit.ModuleRoot()
-	if err != nil {
-		n.c.t.Fatal(err)
-	}
-	bin, err := testkit.Executable(n.c.t.Context(), root, "./cmd/perch")
+	_, bin, err := testkit.Perch(n.c.t.Context())
 	if err != nil {
 		n.c.t.Fatal(err)
 	}

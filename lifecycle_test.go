@@ -612,11 +612,7 @@ func TestDescriptorLimit(t *testing.T) {
 // startProcess builds and runs the server as it ships, until the test ends.
 func startProcess(ctx context.Context, t *testing.T, descriptors int, env ...string) *testkit.Server {
 	t.Helper()
-	root, err := testkit.ModuleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, err := testkit.Executable(ctx, root, "./cmd/perch")
+	_, bin, err := testkit.Perch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,13 +105,9 @@ func TestMemoryBudget(t *testing.T) {
 // TestMemoryBudgetOfAProcess: a server whose clients would take several times its
 // budget lives on within it, and serves who reads.
 func TestMemoryBudgetOfAProcess(t *testing.T) {
-	root, err := testkit.ModuleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	bin, err := testkit.Executable(ctx, root, "./cmd/perch")
+	_, bin, err := testkit.Perch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -138,11 +138,7 @@ func TestKilled(t *testing.T) {
 	env := deviceConfig(t, devices)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	root, err := testkit.ModuleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, err := testkit.Executable(ctx, root, "./cmd/perch")
+	_, bin, err := testkit.Perch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,11 +21,7 @@ import (
 // perchServer is a server of the real binary.
 func perchServer(t *testing.T, ctx context.Context, env ...string) (*bench.Server, string) {
 	t.Helper()
-	root, err := testkit.ModuleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, err := testkit.Executable(ctx, root, "./cmd/perch")
+	_, bin, err := testkit.Perch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,14 +49,7 @@ func TestAnewAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.Close)
-	b := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
-	b.watchEvery = time.Hour
-	b.SetNamespaces(namespaces(t, []topic.NamespaceOptions{news}))
-	if err := b.Start(b.got); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	b.waitReady()
+	b := begin(t, l, BrokerOptions{}, time.Hour, []topic.NamespaceOptions{news}).waitReady()
 	_, old, err := b.read("news:x", topic.Filter{})
 	if err != nil {
 		t.Fatal(err)

@@ -62,12 +62,7 @@ func TestEmbedded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
-	n.SetNamespaces(namespaces(t, []topic.NamespaceOptions{news}))
-	if err := n.Start(n.got); err != nil {
-		t.Fatal(err)
-	}
-	n.waitReady()
+	n := begin(t, l, BrokerOptions{}, 0, []topic.NamespaceOptions{news}).waitReady()
 	at := n.must("news:x", "p0")
 	n.must("news:x", "p1")
 	n.got.wait(t, "news:x", 2)

@@ -25,14 +25,7 @@ func TestMarkDiscarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.Close)
-	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{HistoryBytes: 1 << 20}), got: newReceiver()}
-	n.watchEvery = 50 * time.Millisecond
-	n.SetNamespaces(namespaces(t, []topic.NamespaceOptions{news}))
-	if err := n.Start(n.got); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = n.Close() })
-	n.waitReady()
+	n := begin(t, l, BrokerOptions{HistoryBytes: 1 << 20}, 50*time.Millisecond, []topic.NamespaceOptions{news}).waitReady()
 	var at topic.Position
 	for i := range 20 {
 		at = n.must(number("news:", i), strings.Repeat("x", 200<<10))

@@ -240,12 +240,7 @@ func TestUnclean(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
-		n.SetNamespaces(namespaces(t, []topic.NamespaceOptions{news}))
-		if err := n.Start(n.got); err != nil {
-			t.Fatal(err)
-		}
-		n.waitReady()
+		n := begin(t, l, BrokerOptions{}, 0, []topic.NamespaceOptions{news}).waitReady()
 		return *n.streamFor("news:x").epoch.Load(), func() { _ = n.Close(); l.Close() }
 	}
 	boot := func(text string) {
@@ -309,13 +304,7 @@ func TestQueueBound(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.Close)
-	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{QueueBytes: 64 << 10}), got: newReceiver()}
-	n.SetNamespaces(namespaces(t, []topic.NamespaceOptions{news}))
-	if err := n.Start(n.got); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = n.Close() })
-	n.waitReady()
+	n := begin(t, l, BrokerOptions{QueueBytes: 64 << 10}, 0, []topic.NamespaceOptions{news}).waitReady()
 	s := n.streamFor("news:x")
 	listen, err := Open(Options{URL: srv.ClientURL(), Name: "listener"})
 	if err != nil {

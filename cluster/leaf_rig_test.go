@@ -104,6 +104,21 @@ func (r *rig) site(name string, w wan, leaf LeafOptions) *site {
 	return s
 }
 
+// cutSite is a site that has been up, one publication each way, and is cut off.
+func cutSite(t testing.TB) (*rig, wan, *site) {
+	t.Helper()
+	r := newRig(t)
+	w := r.wan()
+	s := r.site("berlin", w, LeafOptions{})
+	s.waitUp(true)
+	s.put("news:x", "a1")
+	r.hub.put("news:x", "h1")
+	same(t, "news:x", 2, s.node, r.hub)
+	w.Cut()
+	s.waitUp(false)
+	return r, w, s
+}
+
 func (s *site) start(t testing.TB) {
 	t.Helper()
 	l, err := Open(Options{
@@ -113,11 +128,7 @@ func (s *site) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, Broker: NewBroker(l, s.more), got: newReceiver()}
-	n.SetNamespaces(namespaces(t, s.ns))
-	if err := n.Start(n.got); err != nil {
-		t.Fatal(err)
-	}
+	n := begin(t, l, s.more, 0, s.ns)
 	s.node, s.link = n, l
 	t.Cleanup(func() { _ = n.Close(); l.Close() })
 	n.waitReady()

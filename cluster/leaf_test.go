@@ -33,15 +33,7 @@ func TestLeafBothWays(t *testing.T) {
 }
 
 func TestLeafCut(t *testing.T) {
-	r := newRig(t)
-	w := r.wan()
-	s := r.site("berlin", w, LeafOptions{})
-	s.waitUp(true)
-	s.put("news:x", "a1")
-	r.hub.put("news:x", "h1")
-	same(t, "news:x", 2, s.node, r.hub)
-	w.Cut()
-	s.waitUp(false)
+	r, w, s := cutSite(t)
 	for i := 1; i < 400; i++ {
 		s.put("news:x", number("a", i+1))
 		r.hub.put("news:x", number("h", i+1))
@@ -104,15 +96,7 @@ func TestLeafWithoutHub(t *testing.T) {
 func TestLeafLostAnswers(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprintf("restart %v", restart), func(t *testing.T) {
-			r := newRig(t)
-			w := r.wan()
-			s := r.site("berlin", w, LeafOptions{})
-			s.waitUp(true)
-			s.put("news:x", "a1")
-			r.hub.put("news:x", "h1")
-			same(t, "news:x", 2, s.node, r.hub)
-			w.Cut()
-			s.waitUp(false)
+			r, w, s := cutSite(t)
 			for i := 1; i < 50; i++ {
 				s.put("news:x", number("a", i+1))
 				s.put("news:y", number("a", i))

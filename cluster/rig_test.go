@@ -143,8 +143,16 @@ func newNode(t testing.TB, o Options, all ...topic.NamespaceOptions) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.Close)
-	n := &node{t: t, Broker: NewBroker(l, BrokerOptions{}), got: newReceiver()}
-	n.watchEvery = 200 * time.Millisecond
+	return begin(t, l, BrokerOptions{}, 200*time.Millisecond, all)
+}
+
+// begin starts a node on l; watch is how often it looks at its streams, 0 as usual.
+func begin(t testing.TB, l *Link, o BrokerOptions, watch time.Duration, all []topic.NamespaceOptions) *node {
+	t.Helper()
+	n := &node{t: t, Broker: NewBroker(l, o), got: newReceiver()}
+	if watch > 0 {
+		n.watchEvery = watch
+	}
 	n.SetNamespaces(namespaces(t, all))
 	if err := n.Start(n.got); err != nil {
 		t.Fatal(err)

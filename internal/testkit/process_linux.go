@@ -59,6 +59,15 @@ var built struct {
 	bins map[string]string
 }
 
+// Perch is Executable of the server as it ships; root is the module's directory.
+func Perch(ctx context.Context) (root, bin string, err error) {
+	if root, err = ModuleRoot(); err != nil {
+		return "", "", err
+	}
+	bin, err = Executable(ctx, root, "./cmd/perch")
+	return root, bin, err
+}
+
 // Executable builds pkg of the module in dir once a process and returns its path.
 // RemoveExecutables deletes what was built.
 func Executable(ctx context.Context, dir, pkg string) (string, error) {
