@@ -328,20 +328,19 @@ func (f forwarder) Interested(name string) bool { return f.b.receiver.Interested
 // take brings a publication of another node, without a history, to the
 // subscribers of this one.
 func (b *Broker) take(m *nats.Msg) {
-	name, err := topicOf(m.Data)
+	r, rest, err := peek(m.Data)
 	if err != nil {
 		b.unreadable(m.Subject, err)
 		return
 	}
-	if !b.receiver.Interested(name) {
+	if !b.receiver.Interested(r.topic) {
 		return
 	}
-	r, err := decode(m.Data)
-	if err != nil || r.pub == nil {
+	if r, err = r.read(rest); err != nil || r.pub == nil {
 		b.unreadable(m.Subject, err)
 		return
 	}
-	if b.receiver.Deliver(name, topic.Delivery{Publication: r.pub, Delta: r.flags&flagDelta != 0}) != nil {
+	if b.receiver.Deliver(r.topic, topic.Delivery{Publication: r.pub, Delta: r.flags&flagDelta != 0}) != nil {
 		b.undone.Add(1)
 	}
 }

@@ -31,7 +31,8 @@ type record struct {
 	version      uint64
 	versionEpoch string
 	// previous is, with flagRemoved, the offset at which the topic stood; with
-	// flagPlace that of the hub's stream.
+	// flagPlace that of the hub's stream; with flagEpoch where the epoch began, 0: with
+	// this message.
 	previous uint64
 	pub      *topic.Publication
 	epoch    string // with flagEpoch, and flagPlace: the hub's
@@ -89,8 +90,9 @@ func encodeRemoved(name string, previous uint64) []byte {
 	return binary.AppendUvarint(appendString([]byte{formatOne, flagRemoved}, name), previous)
 }
 
-func encodeEpoch(epoch string) []byte {
-	return append(appendString([]byte{formatOne, flagEpoch}, ""), epoch...)
+// encodeEpoch names the epoch of a stream; began is 0 where it begins with this.
+func encodeEpoch(epoch string, began uint64) []byte {
+	return append(binary.AppendUvarint(appendString([]byte{formatOne, flagEpoch}, ""), began), epoch...)
 }
 
 // encodePlace notes that a leaf has the hub's stream up to an offset.
@@ -98,24 +100,33 @@ func encodePlace(epoch string, at uint64) []byte {
 	return append(binary.AppendUvarint(appendString([]byte{formatOne, flagPlace}, ""), at), epoch...)
 }
 
+// peek reads the front of a message, its flags and the topic; read reads the rest.
+func peek(b []byte) (r record, rest decoder, err error) {
+	d := decoder{b: b}
+	r.flags = d.head()
+	r.topic = d.string()
+	return r, d, d.err
+}
+
 // topicOf is the name in a message, without the rest of it.
 func topicOf(b []byte) (string, error) {
-	d := decoder{b: b}
-	d.head()
-	name := d.string()
-	return name, d.err
+	r, _, err := peek(b)
+	return r.topic, err
 }
 
 // decode reads a message; the publication holds on to b.
 func decode(b []byte) (record, error) {
-	d := decoder{b: b}
-	r := record{flags: d.head()}
-	r.topic = d.string()
+	r, rest, err := peek(b)
+	if err != nil {
+		return r, err
+	}
+	return r.read(rest)
+}
+
+// read reads what is behind the front. The publication holds on to what is read.
+func (r record) read(d decoder) (record, error) {
 	switch {
-	case r.flags&flagEpoch != 0:
-		r.epoch = string(d.b)
-		return r, d.err
-	case r.flags&flagPlace != 0:
+	case r.flags&(flagEpoch|flagPlace) != 0:
 		r.previous = d.uvarint()
 		r.epoch = string(d.b)
 		return r, d.err

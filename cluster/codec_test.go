@@ -2,10 +2,12 @@ package cluster
 
 import (
 	"bytes"
+	"encoding/json"
 	"maps"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"perch/topic"
 )
@@ -37,7 +39,7 @@ func TestCodec(t *testing.T) {
 	if r, err := decode(encodeRemoved("a", 1<<40)); err != nil || r.topic != "a" || r.previous != 1<<40 || r.pub != nil {
 		t.Errorf("removed: %+v, %v", r, err)
 	}
-	if r, err := decode(encodeEpoch("abc")); err != nil || r.epoch != "abc" || r.pub != nil {
+	if r, err := decode(encodeEpoch("abc", 1<<40)); err != nil || r.epoch != "abc" || r.previous != 1<<40 || r.pub != nil {
 		t.Errorf("epoch: %+v, %v", r, err)
 	}
 }
@@ -47,7 +49,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encode("news:x", &topic.Publication{Data: []byte("x"), Tags: map[string]string{"a": "b"},
 		Info: &topic.ClientInfo{User: "u"}}, &topic.PublishOptions{Version: 2, Delta: true}))
 	f.Add(encodeRemoved("news:x", 7))
-	f.Add(encodeEpoch("abc"))
+	f.Add(encodeEpoch("abc", 7))
 	f.Add([]byte{})
 	f.Add([]byte{formatOne, flagTags, 0, 255, 255, 255, 255, 15})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -80,4 +82,47 @@ func TestToken(t *testing.T) {
 			t.Errorf("%q becomes %q", name, k)
 		}
 	}
+}
+
+func TestPlainAck(t *testing.T) {
+	for text, want := range map[string]uint64{
+		`{"stream":"perch_h_news","seq":123456}`:                   123456,
+		`{"stream":"perch_h_news", "seq":1}`:                       0,
+		`{"stream":"s","domain":"hub","seq":18446744073709551}`:    18446744073709551,
+		`{"stream":"s","seq":18446744073709551615}`:                0, // json tells
+		`{"stream":"s","seq":5,"duplicate":true}`:                  0,
+		`{"error":{"code":400,"err_code":1},"stream":"s","seq":0}`: 0,
+		`{"stream":"s","error":{"code":400,"err_code":1},"seq":7}`: 0,
+		`{"stream":"s","seq":}`:                                    0,
+		`{"stream":"s","seq":-1}`:                                  0,
+		`{"stream":"s","seq":1`:                                    0,
+		`{"stream":"s","batch":"x","count":3,"seq":9}`:             0,
+		``: 0,
+	} {
+		if got := plainAck([]byte(text)); got != want {
+			t.Errorf("%s: %d, want %d", text, got, want)
+		}
+	}
+	// So the server answers.
+	n := newNode(t, Options{}, news).waitReady()
+	m, err := n.link.nc.Request(n.streamFor("news:x").stored+"x", encode("news:x", &topic.Publication{}, &topic.PublishOptions{}), 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, err := readAck(m, nil); err != nil || a.Seq == 0 || plainAck(m.Data) != a.Seq {
+		t.Errorf("%s is no plain answer: %v", m.Data, err)
+	}
+}
+
+// FuzzAck holds that what is read by hand is what encoding/json reads.
+func FuzzAck(f *testing.F) {
+	f.Add([]byte(`{"stream":"perch_h_news","seq":123456}`))
+	f.Add([]byte(`{"stream":"s","seq":5,"duplicate":true}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		seq := plainAck(b)
+		var a ack
+		if err := json.Unmarshal(b, &a); seq != 0 && err == nil && (a.Seq != seq || a.Error != nil || a.Duplicate) {
+			t.Errorf("%q: %d, json reads %+v", b, seq, a)
+		}
+	})
 }

@@ -50,7 +50,7 @@ func (d *downlink) place() error {
 		if err != nil || r.flags&flagPlace == 0 {
 			return errFormat
 		}
-		d.epoch, d.at, d.noted, d.mark = r.epoch, r.previous, r.previous, mark{last.seq, last.at}
+		d.epoch, d.at, d.noted, d.mark = r.epoch, r.previous, r.previous, mark{last.seq, last.time()}
 		from = last.seq
 	}
 	for done := false; !done; {

@@ -68,7 +68,7 @@ func TestMarkContested(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if _, err := n.link.js.Publish(t.Context(), s.stored+tokenEpoch, encodeEpoch(epoch)); err != nil {
+			if _, err := n.link.js.Publish(t.Context(), s.stored+tokenEpoch, encodeEpoch(epoch, 1)); err != nil {
 				t.Error(err)
 				return
 			}
@@ -87,6 +87,48 @@ func TestMarkContested(t *testing.T) {
 	}
 	close(stop)
 	other.Wait()
+}
+
+// TestEpochOnce: where two nodes find that a stream has lost something, the one that is
+// second takes the epoch of the first.
+func TestEpochOnce(t *testing.T) {
+	n := newNode(t, Options{URL: natsServer(t).ClientURL()}, news).waitReady()
+	s := n.streamFor("news:x")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := *s.epoch.Load()
+	if _, err := n.link.js.Publish(t.Context(), s.stored+tokenEpoch, encodeEpoch("first", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.readEpoch(old); err != nil || *s.epoch.Load() != "first" {
+		t.Errorf("the epoch is %s behind %s: %v", *s.epoch.Load(), old, err)
+	}
+}
+
+// TestEpochBegan: where an epoch began is known to nodes that start behind its
+// renewal.
+func TestEpochBegan(t *testing.T) {
+	srv := natsServer(t)
+	a := newNode(t, Options{URL: srv.ClientURL(), Name: "a"}, news).waitReady()
+	a.must("news:x", "1")
+	s := a.streamFor("news:x")
+	st, err := s.state()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	before := s.mark.seq
+	s.mark.at = time.Time{}
+	err = s.refreshLocked(st)
+	after, began := s.mark.seq, s.began.Load()
+	s.mu.Unlock()
+	if err != nil || after <= before || began != before {
+		t.Fatalf("renewed at %d, was at %d, began at %d: %v", after, before, began, err)
+	}
+	b := newNode(t, Options{URL: srv.ClientURL(), Name: "b"}, news).waitReady()
+	if got := b.streamFor("news:x").began.Load(); got != began {
+		t.Errorf("a node that starts says that it began at %d, not %d", got, began)
+	}
 }
 
 // TestAfterClose: whoever asks a broker that has ended is answered.

@@ -11,10 +11,12 @@ import (
 )
 
 const (
-	// fullWait is how long a delivery waits for room in the inbox of a loop, and
-	// fullPause between two attempts.
+	// fullWait is how long a delivery waits for room in the inbox of a loop,
+	// fullPause between two attempts, and fullAgain how long none waits once one has
+	// waited in vain.
 	fullWait  = time.Second
 	fullPause = time.Millisecond
+	fullAgain = 10 * time.Second
 	// repairMost is how many messages are read to close a gap; beyond that the
 	// positions of subscribers are compared, and each is told what it has missed.
 	repairMost = 1 << 18
@@ -47,14 +49,8 @@ func (s *stream) follow() error {
 	if err != nil {
 		return err
 	}
-	if err := s.readEpoch(false); err != nil {
+	if err := s.readEpoch(""); err != nil {
 		return err
-	}
-	if s.b.link.unclean {
-		// What had been delivered may not have reached the disk.
-		if err := s.readEpoch(true); err != nil {
-			return err
-		}
 	}
 	st, err := s.state()
 	if err != nil {
@@ -65,6 +61,7 @@ func (s *stream) follow() error {
 	}
 	s.made.Store(st.created.UnixNano())
 	s.at.Store(st.last)
+	s.known = *s.epoch.Load()
 	s.sureSince(losses)
 	return nil
 }
@@ -113,35 +110,57 @@ func (s *stream) take(m *nats.Msg) {
 // bringLocked delivers a row.
 func (s *stream) bringLocked(w *row, before uint64) {
 	defer s.at.Store(w.seq)
-	r, err := decode(w.data)
+	r, rest, err := peek(w.data)
+	if err == nil && r.flags&(flagEpoch|flagRemoved) == 0 && !s.b.receiver.Interested(r.topic) {
+		return
+	}
+	if err == nil {
+		r, err = r.read(rest)
+	}
 	switch {
 	case err != nil:
 		s.b.unreadable(w.subject, err)
 		return
 	case r.flags&flagEpoch != 0:
-		s.setEpoch(r.epoch, mark{w.seq, w.at})
+		s.setEpoch(r, mark{w.seq, w.time()})
 		return
 	case r.flags&flagRemoved != 0:
 		s.marks.note(w.seq, r.previous)
 		return
-	case r.pub == nil || !s.b.receiver.Interested(r.topic):
+	case r.pub == nil:
 		return
 	}
 	r.pub.Offset, r.pub.Previous = w.seq, before
-	d := topic.Delivery{Publication: r.pub, Epoch: *s.epoch.Load(), Delta: r.flags&flagDelta != 0}
-	for begun := time.Now(); ; {
-		if err = s.b.receiver.Deliver(r.topic, d); err == nil {
-			return
-		}
-		if time.Since(begun) > fullWait || s.life.Err() != nil {
-			break
-		}
-		time.Sleep(fullPause)
+	if s.deliverLocked(r.topic, topic.Delivery{Publication: r.pub, Epoch: *s.epoch.Load(), Delta: r.flags&flagDelta != 0}) {
+		return
 	}
 	// It is stored: who is without it sees that by the next one, or is told.
 	s.hole = w.seq
 	s.b.undone.Add(1)
 	s.doubt()
+}
+
+// deliverLocked waits for room in the inbox of a loop that is full, and not again
+// for a while where none came: a loop that stands still must not hold up all the
+// other topics.
+func (s *stream) deliverLocked(name string, d topic.Delivery) bool {
+	for begun := (time.Time{}); ; {
+		if s.b.receiver.Deliver(name, d) == nil {
+			return true
+		}
+		now := time.Now()
+		if now.Before(s.hurry) || s.life.Err() != nil {
+			return false
+		}
+		if begun.IsZero() {
+			begun = now
+		}
+		if now.Sub(begun) > fullWait {
+			s.hurry = now.Add(fullAgain)
+			return false
+		}
+		time.Sleep(fullPause)
+	}
 }
 
 // repairLocked reads what has not come, up to a sequence; false: not now.
@@ -151,6 +170,7 @@ func (s *stream) repairLocked(to uint64) bool {
 		s.skipLocked(to)
 		return true
 	}
+	stood := make(map[string]uint64) // by subject: where a history ended that was removed
 	for tries := 0; s.at.Load() < to; {
 		from := s.at.Load() + 1
 		rows, err := wait(func(done func([]row, error)) {
@@ -178,8 +198,8 @@ func (s *stream) repairLocked(to uint64) bool {
 			s.at.Store(to)
 			return true
 		}
-		kept := min(s.most.Load(), st.most)
-		brought := map[string]bool{}
+		kept := min(s.most.Load(), st.keptSince(from))
+		looked := make(map[string]bool)
 		for i := range rows {
 			w := &rows[i]
 			if w.seq > to {
@@ -189,11 +209,21 @@ func (s *stream) repairLocked(to uint64) bool {
 			// What came before of the topic is not told. Where all that the stream had
 			// in between is still there, it was delivered, or comes with this; else
 			// subscribers find by themselves that something is missing.
-			before := min(s.hole, w.seq-1)
-			if !brought[w.subject] && s.manyLocked(w.subject, from, to, kept) {
-				before = w.seq - 1
+			// Who stood before the end of a removed history has missed some of it.
+			before := max(min(s.hole, w.seq-1), stood[w.subject])
+			r, rest, err := peek(w.data)
+			switch {
+			case err != nil || r.flags&flagEpoch != 0:
+			case r.flags&flagRemoved != 0:
+				if r, err = r.read(rest); err == nil {
+					stood[w.subject] = r.previous
+				}
+			case !looked[w.subject] && s.b.receiver.Interested(r.topic):
+				looked[w.subject] = true
+				if s.manyLocked(w.subject, from, to, kept) {
+					before = w.seq - 1
+				}
 			}
-			brought[w.subject] = true
 			s.b.repaired.Add(1)
 			s.bringLocked(w, before)
 		}
@@ -259,6 +289,7 @@ func (s *stream) watch(at bool) error {
 	default:
 		s.behind = st.last
 	}
+	s.known = *s.epoch.Load()
 	s.sureSince(losses)
 	return s.refreshLocked(st)
 }
@@ -301,26 +332,16 @@ func (s *stream) lostLocked(losses uint64) error {
 		return err
 	}
 	s.doubtLocked()
-	old := *s.epoch.Load()
-	last, err := s.lastSync(s.stored + tokenEpoch)
-	if err != nil {
-		return err
-	}
-	var fresh bool
-	if last != nil {
-		r, err := decode(last.data)
-		fresh = err != nil || r.epoch == old
-	}
 	s.log.Error("history has lost publications that had been delivered", "stood", s.at.Load(), "stands", again.last)
 	// Before the epoch is another: a place of the old stream never goes with the name
 	// of the new one.
 	s.at.Store(again.last)
 	s.hole, s.behind = 0, 0
-	if err := s.readEpoch(fresh); err != nil {
+	if err := s.readEpoch(s.known); err != nil {
 		return err
 	}
 	s.made.Store(again.created.UnixNano())
-	s.anew = false
+	s.anew, s.known = false, *s.epoch.Load()
 	s.sureSince(losses)
 	return nil
 }
@@ -334,8 +355,8 @@ func (s *stream) refreshLocked(st streamState) error {
 	if !old && !low {
 		return nil
 	}
-	epoch := *s.epoch.Load()
-	for range 5 {
+	epoch := record{epoch: *s.epoch.Load(), previous: s.began.Load()}
+	for range epochTries {
 		last, err := s.lastSync(s.stored + tokenEpoch)
 		if err != nil {
 			return err
@@ -343,12 +364,12 @@ func (s *stream) refreshLocked(st streamState) error {
 		before := uint64(0) // it may be gone already: the stream is still the same one
 		if last != nil {
 			r, err := decode(last.data)
-			if err != nil || r.epoch != epoch {
-				return s.readEpoch(false)
+			if err != nil || r.epoch != epoch.epoch {
+				return s.readEpoch("")
 			}
 			before = last.seq
 			if last.seq > m.seq {
-				s.mark = mark{last.seq, last.at} // another node was first
+				s.mark = mark{last.seq, last.time()} // another node was first
 				return nil
 			}
 		}

@@ -268,6 +268,25 @@ func TestUnclean(t *testing.T) {
 	if again == first {
 		t.Error("after a stop of the machine the epoch is the same")
 	}
+	first = again
+	// A start that ends before any stream is followed changes nothing of that.
+	boot("a third run")
+	l, err := Open(Options{Name: "n", Server: ServerOptions{Dir: dir, SyncInterval: time.Second}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	again, end = start()
+	end()
+	if again == first {
+		t.Error("after a stop of the machine, and a start that was given up, the epoch is the same")
+	}
+	first = again
+	again, end = start()
+	end()
+	if again != first {
+		t.Errorf("after that: %s, was %s", again, first)
+	}
 }
 
 // TestFullLoop: a delivery for which a loop has no room waits for it, and is given
@@ -293,6 +312,19 @@ func TestFullLoop(t *testing.T) {
 	if _, top, err := b.read("news:x", topic.Filter{Check: true}); err != nil || top != at {
 		t.Errorf("a check after that: %v, %v, want %v", top, err, at)
 	}
+}
+
+// TestLoopStands: a loop that stands still holds the others up once.
+func TestLoopStands(t *testing.T) {
+	a, b := pair(t, news)
+	b.got.mu.Lock()
+	b.got.full = true
+	b.got.mu.Unlock()
+	const n = 200 // a second for each would take too long
+	for i := range n {
+		a.must(number("news:", i), "1")
+	}
+	until(t, "given up", func() bool { return b.Counts().Undone == n })
 }
 
 // TestQueueBound: with a server that answers nothing, so much waits and no more;

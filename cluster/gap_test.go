@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"math"
 	"testing"
 
 	"perch/topic"
@@ -120,5 +121,83 @@ func TestSizeGrows(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestGapRemoved: who has missed some of a history that was removed meanwhile is told
+// so by what follows.
+func TestGapRemoved(t *testing.T) {
+	a, b := pair(t, news)
+	at := a.must("news:x", "1")
+	b.got.wait(t, "news:x", 1)
+	mend := b.cut(t, "news:x")
+	a.must("news:x", "2")
+	removed := make(chan error, 1)
+	a.RemoveHistory("news:x", func(err error) { removed <- err })
+	if err := <-removed; err != nil {
+		t.Fatal(err)
+	}
+	a.must("news:x", "3")
+	mend()
+	a.must("news:y", "z")
+	all := b.got.wait(t, "news:x", 2)
+	if data(all) != "1 3" || all[1].prev <= at.Offset {
+		t.Errorf("delivered %v after %v: 2 is missing, and nobody sees it", all, at)
+	}
+}
+
+// TestGapGrown: of a time in which less was kept, less than is kept now may be all
+// that is left.
+func TestGapGrown(t *testing.T) {
+	large := news
+	large.HistorySize = 50
+	a, b := pair(t, news)
+	first := a.must("news:x", "0")
+	b.got.wait(t, "news:x", 1)
+	s := b.streamFor("news:x")
+	s.mu.Lock() // nothing is taken until it is given back
+	for i := range 12 {
+		a.must("news:x", number("p", i))
+	}
+	a.SetNamespaces(namespaces(t, []topic.NamespaceOptions{large}))
+	until(t, "grown", func() bool {
+		st, err := a.link.js.Stream(t.Context(), s.name)
+		if err != nil {
+			return false
+		}
+		_, known := leastOf(st.CachedInfo().Config.Metadata)
+		return st.CachedInfo().Config.MaxMsgsPerSubject == 51 && known < math.MaxUint64
+	})
+	b.SetNamespaces(namespaces(t, []topic.NamespaceOptions{large}))
+	ok := s.repairLocked(first.Offset + 12)
+	s.mu.Unlock()
+	if !ok {
+		t.Fatal("not repaired")
+	}
+	if all := b.got.wait(t, "news:x", 7); all[1].prev <= first.Offset {
+		t.Errorf("%v does not tell that others are gone", all)
+	}
+}
+
+// TestGapOfMany: what nobody wants is passed over, each of as many topics.
+func TestGapOfMany(t *testing.T) {
+	a, b := pair(t, news)
+	a.must("news:x", "1")
+	b.got.wait(t, "news:x", 1)
+	mend := b.cut(t, "news:x")
+	b.got.mu.Lock()
+	b.got.want = map[string]bool{"news:x": true}
+	b.got.mu.Unlock()
+	for i := range 200 {
+		a.must(number("news:", i), "2")
+	}
+	asked := b.link.nc.Stats().OutMsgs
+	mend()
+	a.must("news:x", "3")
+	if all := b.got.wait(t, "news:x", 2); data(all) != "1 3" {
+		t.Errorf("delivered %v", all)
+	}
+	if n := b.link.nc.Stats().OutMsgs - asked; n > 100 {
+		t.Errorf("%d questions for one topic that is wanted", n)
 	}
 }

@@ -241,7 +241,7 @@ func (r *reading) enough() bool {
 	least := r.s.b.now().Add(-r.s.ns.Load().HistoryTTL)
 	n := 0
 	for i := range r.rows {
-		if i >= r.hidden && !r.rows[i].at.Before(least) && !r.isSince(&r.rows[i]) {
+		if i >= r.hidden && !r.rows[i].time().Before(least) && !r.isSince(&r.rows[i]) {
 			n++
 		}
 	}
@@ -270,7 +270,7 @@ func (r *reading) check() {
 			r.fail(err)
 			return
 		}
-		if st.created.UnixNano() != r.made {
+		if st.created.UnixNano() != r.made || st.last < r.base { // another, or an old copy
 			r.s.sure.Store(false)
 			r.s.poke()
 			r.fail(ErrUnavailable)
@@ -318,7 +318,7 @@ func (r *reading) give(whole bool) {
 			p.Previous = w.seq - 1
 		}
 		before, known = w.seq, true
-		if i < r.hidden || w.at.Before(least) || r.isSince(w) || r.f.Reverse && since != nil && w.seq >= since.Offset {
+		if i < r.hidden || w.time().Before(least) || r.isSince(w) || r.f.Reverse && since != nil && w.seq >= since.Offset {
 			continue
 		}
 		pubs = append(pubs, p)

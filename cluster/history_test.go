@@ -259,3 +259,18 @@ func TestTorn(t *testing.T) {
 		t.Errorf("%s: %v follows on %v", text(pubs), pubs[1].Offset, pubs[1].Previous)
 	}
 }
+
+// TestOldCopyAsked: a client whose place a restored copy has not reached is not told
+// that it has all.
+func TestOldCopyAsked(t *testing.T) {
+	l := linkTo(t, Options{URL: natsServer(t).ClientURL()})
+	n := begin(t, l, BrokerOptions{}, time.Hour, []topic.NamespaceOptions{news}).waitReady()
+	at := n.must("news:x", "1")
+	n.got.wait(t, "news:x", 1)
+	s := n.streamFor("news:x")
+	s.at.Add(100) // it had been delivered before
+	since := topic.Position{Offset: at.Offset + 50, Epoch: at.Epoch}
+	if pubs, top, err := n.read("news:x", topic.Filter{Limit: -1, Since: &since}); err == nil {
+		t.Errorf("recovered %v at %v", text(pubs), top)
+	}
+}

@@ -34,8 +34,7 @@ type Link struct {
 	server *server.Server // nil: outside
 	nc     *nats.Conn
 	js     jetstream.JetStream
-	// unclean: the machine has stopped while the embedded server's streams were open.
-	unclean bool
+	noted  bool // that the embedded server's streams are open
 
 	connected atomic.Bool
 	losses    atomic.Uint64
@@ -61,10 +60,6 @@ func Open(o Options) (*Link, error) {
 		if l.server, err = startServer(&l.opts); err != nil {
 			return nil, err
 		}
-		if l.unclean, err = opened(l.opts.Server.Dir, bootID()); err != nil {
-			l.Close()
-			return nil, fmt.Errorf("cluster: %w", err)
-		}
 		opts = append(opts, nats.InProcessServer(l.server))
 	}
 	opts = append(opts, nats.ConnectHandler(l.onConnect), nats.ReconnectHandler(l.onConnect),
@@ -76,6 +71,12 @@ func Open(o Options) (*Link, error) {
 	if l.js, err = jetstream.New(l.nc, jetstream.WithDefaultTimeout(o.Timeout)); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("cluster: %w", err)
+	}
+	if l.server != nil {
+		if err := l.opened(); err != nil {
+			l.Close()
+			return nil, fmt.Errorf("cluster: open the streams: %w", err)
+		}
 	}
 	if l.nc.IsConnected() {
 		l.connected.Store(true)
@@ -218,6 +219,9 @@ func (l *Link) Close() {
 	if l.server != nil {
 		l.server.Shutdown()
 		l.server.WaitForShutdown()
+		if !l.noted {
+			return
+		}
 		if err := closed(l.opts.Server.Dir); err != nil {
 			l.log.Error("close streams failed", "err", err)
 		}

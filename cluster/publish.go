@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -47,6 +49,9 @@ func readAck(m *nats.Msg, err error) (ack, error) {
 	if len(m.Data) == 0 { // nobody is there to store it
 		return ack{}, ErrUnavailable
 	}
+	if seq := plainAck(m.Data); seq > 0 {
+		return ack{Seq: seq}, nil
+	}
 	var a ack
 	if err := json.Unmarshal(m.Data, &a); err != nil {
 		return a, fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -58,6 +63,28 @@ func readAck(m *nats.Msg, err error) (ack, error) {
 		return a, fmt.Errorf("%w: %s (%d)", ErrUnavailable, e.Description, e.ErrCode)
 	}
 	return a, nil
+}
+
+// plainAck reads what nearly all answers are, {"stream":"NAME","seq":N} with the
+// domain in between where there is one; 0: it is another.
+func plainAck(b []byte) uint64 {
+	b, ok := bytes.CutPrefix(b, []byte(`{"stream":"`))
+	_, b, named := bytes.Cut(b, []byte(`"`))
+	if domain, there := bytes.CutPrefix(b, []byte(`,"domain":"`)); there {
+		_, b, named = bytes.Cut(domain, []byte(`"`))
+	}
+	b, last := bytes.CutPrefix(b, []byte(`,"seq":`))
+	if !ok || !named || !last || len(b) < 2 || b[len(b)-1] != '}' {
+		return 0
+	}
+	var n uint64
+	for _, c := range b[:len(b)-1] {
+		if c < '0' || c > '9' || n > math.MaxUint64/10-1 {
+			return 0
+		}
+		n = 10*n + uint64(c-'0')
+	}
+	return n
 }
 
 func expectLast(seq uint64) nats.Header {
@@ -84,24 +111,25 @@ func (s *stream) storeOwn(subject string, h nats.Header, data []byte, done func(
 // tryStore is store; false: there is no room, and done is not called.
 func (s *stream) tryStore(subject string, h nats.Header, data []byte, done func(ack, error)) bool {
 	m := &message{subject: subject, header: h, data: data}
+	blocks := s.blocks // set later than the first messages go out
 	m.got = func(reply *nats.Msg, err error) bool {
 		a, err := readAck(reply, err)
 		if err != nil && !errors.Is(err, errConflict) && err != ErrUnavailable { //nolint:errorlint // what has a cause is logged
 			s.complain(err)
 		}
-		if s.blocks == nil {
+		if blocks == nil {
 			done(a, err)
 			return false
 		}
 		if err != nil {
-			s.blocks.answered()
+			blocks.answered()
 			done(a, err)
 			return false
 		}
 		// It takes its room until the disk has it.
 		n := m.size()
 		s.b.out.bytes.Add(n)
-		s.blocks.wait(func(err error) {
+		blocks.wait(func(err error) {
 			s.b.out.bytes.Add(-n)
 			if err != nil {
 				s.complain(err)
@@ -109,17 +137,17 @@ func (s *stream) tryStore(subject string, h nats.Header, data []byte, done func(
 			}
 			done(a, err)
 		})
-		s.blocks.answered()
+		blocks.answered()
 		return false
 	}
-	if s.blocks != nil {
-		s.blocks.begin()
+	if blocks != nil {
+		blocks.begin()
 	}
 	if s.b.out.send(m) {
 		return true
 	}
-	if s.blocks != nil {
-		s.blocks.answered()
+	if blocks != nil {
+		blocks.answered()
 	}
 	return false
 }
@@ -147,7 +175,14 @@ func (s *stream) publish(name string, p *topic.Publication, o *topic.PublishOpti
 	}
 	data := encode(name, p, o)
 	if o.Version > 0 {
-		w := &versioned{s: s, store: s.storeOwn, subject: s.stored + t, data: data, header: h, version: o.Version, epoch: o.VersionEpoch, done: done}
+		// It waits here while the last one is asked for.
+		n := int64(len(data))
+		if !s.b.out.reserve(n) {
+			done(topic.Position{}, topic.ErrFull)
+			return
+		}
+		w := &versioned{s: s, store: s.storeOwn, subject: s.stored + t, data: data, header: h, version: o.Version, epoch: o.VersionEpoch}
+		w.done = func(at topic.Position, err error) { s.b.out.bytes.Add(-n); done(at, err) }
 		w.try()
 		return
 	}

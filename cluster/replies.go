@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -31,7 +32,9 @@ type replies struct {
 // and an error where no more comes; it tells whether more is to come. It runs on a
 // goroutine of the connection's, or the one that ends it, and does not block.
 type call struct {
-	got func(m *nats.Msg, err error) (more bool)
+	got  func(m *nats.Msg, err error) (more bool)
+	room int64         // that it takes until it ends,
+	of   *atomic.Int64 // of this; nil: of nothing
 
 	mu   sync.Mutex
 	over bool
@@ -46,13 +49,15 @@ func (c *call) answer(m *nats.Msg, err error) (more bool) {
 		return false
 	}
 	more = c.got(m, err)
-	c.over = !more
+	if c.over = !more; c.over && c.of != nil {
+		c.of.Add(-c.room)
+	}
 	return more
 }
 
 type timed struct {
 	token uint64
-	ends  time.Time
+	ends  int64 // Unix nanoseconds
 }
 
 const sweepReplies = 100 * time.Millisecond
@@ -75,12 +80,12 @@ func newReplies(l *Link) (*replies, error) {
 
 // expect gives the subject to which the answers of a call are to come, and its
 // token.
-func (r *replies) expect(got func(*nats.Msg, error) bool) (string, uint64) {
-	ends := time.Now().Add(r.timeout)
+func (r *replies) expect(c *call) (string, uint64) {
+	ends := time.Now().Add(r.timeout).UnixNano()
 	r.mu.Lock()
 	r.next++
 	t := r.next
-	r.wait[t] = &call{got: got}
+	r.wait[t] = c
 	r.order = append(r.order, timed{t, ends})
 	r.mu.Unlock()
 	return r.prefix + strconv.FormatUint(t, 36), t
@@ -152,7 +157,7 @@ func (r *replies) due(now time.Time) []uint64 {
 	for r.first < len(r.order) {
 		t := r.order[r.first]
 		_, waits := r.wait[t.token]
-		if waits && t.ends.After(now) {
+		if waits && t.ends > now.UnixNano() {
 			break
 		}
 		if waits {

@@ -16,7 +16,8 @@ type row struct {
 	// With a delivery: the last of the subject before it; in a batch, of the batch. 0:
 	// none.
 	before  uint64
-	at      time.Time
+	at      time.Time // zero where stamp has it
+	stamp   string
 	subject string
 	left    uint64 // of the first one of a batch: how many there are behind it
 	torn    bool   // others may have stood before it, and behind the one read before
@@ -51,10 +52,18 @@ func rowOf(m *nats.Msg) (row, bool) {
 	if err != nil {
 		return row{}, false
 	}
-	r := row{seq: seq, subject: header(m, headerSubject), data: m.Data, head: m.Header}
+	r := row{seq: seq, stamp: header(m, headerTime), subject: header(m, headerSubject), data: m.Data, head: m.Header}
 	r.before, _ = strconv.ParseUint(header(m, headerBefore), 10, 64)
-	r.at, _ = time.Parse(time.RFC3339Nano, header(m, headerTime))
 	return r, true
+}
+
+// time is when the message was stored.
+func (r *row) time() time.Time {
+	if r.stamp != "" {
+		r.at, _ = time.Parse(time.RFC3339Nano, r.stamp)
+		r.stamp = ""
+	}
+	return r.at
 }
 
 // ask asks NATS something; got is called as in call.

@@ -48,8 +48,7 @@ func newSender(nc *nats.Conn, r *replies, most int, failed func(*message, error)
 // block.
 func (s *sender) send(m *message) bool {
 	n := m.size()
-	if s.bytes.Add(n) > s.most {
-		s.bytes.Add(-n)
+	if !s.reserve(n) {
 		return false
 	}
 	s.mu.Lock()
@@ -57,16 +56,6 @@ func (s *sender) send(m *message) bool {
 		s.mu.Unlock()
 		s.bytes.Add(-n)
 		return false
-	}
-	if got := m.got; got != nil {
-		// Its room is its own until it has been answered.
-		m.got = func(a *nats.Msg, err error) bool {
-			more := got(a, err)
-			if !more {
-				s.bytes.Add(-n)
-			}
-			return more
-		}
 	}
 	s.row = append(s.row, m)
 	first := len(s.row) == 1
@@ -76,6 +65,15 @@ func (s *sender) send(m *message) bool {
 		case s.wake <- struct{}{}:
 		default:
 		}
+	}
+	return true
+}
+
+// reserve takes room for n bytes, which bytes counts until it is given back.
+func (s *sender) reserve(n int64) bool {
+	if s.bytes.Add(n) > s.most {
+		s.bytes.Add(-n)
+		return false
 	}
 	return true
 }
@@ -123,7 +121,8 @@ func (s *sender) write(m *message) {
 		s.bytes.Add(-m.size())
 		return
 	}
-	reply, t := s.replies.expect(m.got)
+	// Its room is its own until it has been answered.
+	reply, t := s.replies.expect(&call{got: m.got, room: m.size(), of: &s.bytes})
 	out.Reply = reply
 	if err := s.nc.PublishMsg(&out); err != nil {
 		s.failed(m, err)
@@ -148,7 +147,6 @@ func (s *sender) close() {
 func (s *sender) drop(m *message) {
 	if m.got != nil {
 		m.got(nil, ErrUnavailable)
-	} else {
-		s.bytes.Add(-m.size())
 	}
+	s.bytes.Add(-m.size())
 }

@@ -120,7 +120,7 @@ func (s *stream) tellSite(reply string, q *readQuestion, rows []row, more bool) 
 		if id := w.head[headerMsgID]; len(id) > 0 {
 			h[headerMsgID] = id
 		}
-		if q.Last == "" && (w.at.Before(least) || header(&nats.Msg{Header: w.head}, headerSite) == q.Site) {
+		if q.Last == "" && (w.time().Before(least) || header(&nats.Msg{Header: w.head}, headerSite) == q.Site) {
 			m.data = nil
 		}
 		if !s.b.out.send(m) {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ const (
 	// could not be delivered: two rounds of topic's, and some more.
 	suspectTime = 2 * time.Minute
 	epochLength = 8
+	// epochTries is how often the epoch is read and written anew where it changes
+	// meanwhile.
+	epochTries = 5
 	// leastDuplicates is the shortest time for which NATS remembers ids.
 	leastDuplicates = 100 * time.Millisecond
 )
@@ -61,16 +65,18 @@ type stream struct {
 	patience atomic.Int64 // nanoseconds that an answer is waited for, while it begins; 0: the link's timeout
 	suspect  atomic.Int64 // Unix nanoseconds until which positions are compared one by one
 	seldom   pace.Seldom
-	began    atomic.Uint64 // where the message stood that this node first read the epoch from
+	began    atomic.Uint64 // where the epoch began
 	kept     kept          // of a leaf
 
 	mu     sync.Mutex // held while a delivery is taken
 	sub    *nats.Subscription
 	marks  marks
-	behind uint64 // where the stream stood at the last look, when it had not come yet
-	mark   mark   // the message that holds the epoch
-	hole   uint64 // of what stands up to it some may not have been delivered here
-	anew   bool   // the stream is not the one that was made then, or its epoch is another
+	behind uint64    // where the stream stood at the last look, when it had not come yet
+	mark   mark      // the message that holds the epoch
+	hole   uint64    // of what stands up to it some may not have been delivered here
+	hurry  time.Time // until then no delivery waits for a loop
+	known  string    // the epoch at the last look
+	anew   bool      // the stream is not the one that was made then, or its epoch is another
 }
 
 // mark is where and when the epoch was written last.
@@ -82,9 +88,9 @@ type mark struct {
 func newStream(b *Broker, ns *topic.Namespace) *stream {
 	t := namespaceToken(ns.Name)
 	s := &stream{
-		b: b, namespace: ns.Name, name: b.link.Prefix() + "_h_" + t, work: make(chan struct{}, 1),
+		b: b, namespace: ns.Name, name: b.link.Prefix() + streamHistory + t, work: make(chan struct{}, 1),
 		stored: b.link.streamPrefix() + "." + subjectStored + "." + t + ".", deliver: b.link.streamPrefix() + "." + subjectDeliver + "." + t + ".",
-		log: b.log.With("stream", b.link.Prefix()+"_h_"+t),
+		log: b.log.With("stream", b.link.Prefix()+streamHistory+t),
 	}
 	none := ""
 	s.epoch.Store(&none)
@@ -330,56 +336,59 @@ func newEpoch() string {
 	return string(b)
 }
 
-// readEpoch takes the epoch that the stream holds, or gives it one. Where another
-// is not the stream's any more (fresh), its name is made anew.
-func (s *stream) readEpoch(fresh bool) error {
-	for range 5 {
+// readEpoch takes the epoch that the stream holds, or gives it one. One of the name
+// stale is not the stream's any more: another takes its place, once for all nodes.
+func (s *stream) readEpoch(stale string) error {
+	for range epochTries {
 		last, err := s.lastSync(s.stored + tokenEpoch)
 		if err != nil {
 			return err
 		}
-		if last != nil && !fresh {
-			r, err := decode(last.data)
-			if err != nil || r.epoch == "" {
-				return fmt.Errorf("epoch of %s: %w", s.name, errFormat)
-			}
-			s.setEpoch(r.epoch, mark{last.seq, last.at})
-			return nil
-		}
-		epoch, seq := newEpoch(), uint64(0)
+		var seq uint64
 		if last != nil {
 			seq = last.seq
+			r, err := decode(last.data)
+			bad := err != nil || r.epoch == ""
+			if bad && stale == "" {
+				return fmt.Errorf("epoch of %s: %w", s.name, errFormat)
+			}
+			if !bad && r.epoch != stale {
+				s.setEpoch(r, mark{seq, last.time()})
+				return nil
+			}
 		}
-		m, err := s.writeEpoch(epoch, seq)
+		r := record{epoch: newEpoch()}
+		m, err := s.writeEpoch(r, seq)
 		if err == nil {
-			s.setEpoch(epoch, m)
+			s.setEpoch(r, m)
 			return nil
 		}
 		if !errors.Is(err, errConflict) {
 			return err
 		}
-		fresh = false // another node has written one
+		// Another node has written one.
 	}
 	return errConflict
 }
 
 // writeEpoch keeps the epoch's name in the stream itself: with the publications it
 // is lost, and so never names others than those it began with.
-func (s *stream) writeEpoch(epoch string, last uint64) (mark, error) {
-	seq, err := s.storeSync(s.stored+tokenEpoch, expectLast(last), encodeEpoch(epoch))
+func (s *stream) writeEpoch(r record, last uint64) (mark, error) {
+	seq, err := s.storeSync(s.stored+tokenEpoch, expectLast(last), encodeEpoch(r.epoch, r.previous))
 	return mark{seq, time.Now()}, err
 }
 
-func (s *stream) setEpoch(epoch string, m mark) {
-	if m.seq > s.mark.seq || *s.epoch.Load() != epoch {
+// setEpoch takes what stands, or came, at m.
+func (s *stream) setEpoch(r record, m mark) {
+	if m.seq > s.mark.seq || *s.epoch.Load() != r.epoch {
 		s.mark = m
 	}
-	if old := *s.epoch.Load(); old != epoch {
-		e := strings.Clone(epoch)
+	if old := *s.epoch.Load(); old != r.epoch {
+		e := strings.Clone(r.epoch)
 		s.epoch.Store(&e)
-		s.began.Store(m.seq)
+		s.began.Store(cmp.Or(r.previous, m.seq))
 		if old != "" {
-			s.log.Warn("history has a new epoch: clients are told that they can't recover", "epoch", epoch)
+			s.log.Warn("history has a new epoch: clients are told that they can't recover", "epoch", e)
 		}
 	}
 }

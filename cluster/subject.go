@@ -13,6 +13,11 @@ const (
 	subjectMark    = "a" // and how much of it the hub has: s.<site>.a.!at
 	subjectRead    = "u" // what sites ask of the hub's nodes: u.<namespace>
 
+	// What the names of streams have behind the prefix.
+	streamHistory  = "_h_" // and the namespace's token
+	streamUplink   = "_uplink"
+	streamUplinkAt = "_uplink_at"
+
 	// tokenNone stands for the empty namespace, whose name no other can have.
 	tokenNone = "_"
 	// tokenEpoch is the place of a stream's epoch among its topics: no token of a

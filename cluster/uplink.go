@@ -107,8 +107,8 @@ func newUplink(l *leaf) *uplink {
 	if u.most == 0 {
 		u.most = defaultUplinkBytes
 	}
-	u.s = u.stream("uplink", subjectUplink)
-	u.mark = u.stream("uplink_at", subjectMark)
+	u.s = u.stream(streamUplink, subjectUplink)
+	u.mark = u.stream(streamUplinkAt, subjectMark)
 	return u
 }
 

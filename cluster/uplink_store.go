@@ -16,7 +16,7 @@ import (
 
 func (u *uplink) stream(name, subject string) *stream {
 	b := u.l.b
-	name = b.link.Prefix() + "_" + name
+	name = b.link.Prefix() + name
 	return &stream{b: b, log: b.log.With("stream", name), name: name, life: b.life, stored: b.link.streamPrefix() + "." + subject + "."}
 }
 
@@ -85,7 +85,7 @@ func (u *uplink) open() error {
 			return fmt.Errorf("how far the hub has it: %w", err)
 		}
 	}
-	if m.ID == "" || b.link.unclean || m.At > st.last {
+	if m.ID == "" || m.At > st.last {
 		// The sequences that follow may have been used before the machine stopped.
 		m.ID = newEpoch()
 	}
