@@ -107,10 +107,7 @@ func (s *stream) configure(ns *topic.Namespace) {
 }
 
 func (s *stream) poke() {
-	select {
-	case s.work <- struct{}{}:
-	default:
-	}
+	poke(s.work)
 }
 
 // end is for a namespace that is no more. The stream stays.
@@ -155,10 +152,7 @@ func quoted(name string) string {
 func (s *stream) run() {
 	changed := make(chan struct{}, 1)
 	defer s.b.link.OnChange(func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
+		poke(changed)
 	}, func() { s.sure.Store(false) })()
 	defer s.unfollow()
 	if !s.begin() {

@@ -87,10 +87,7 @@ func listBlocks(dir string) ([]int, error) {
 func (b *blocks) begin() { b.written.Add(1) }
 func (b *blocks) answered() {
 	if b.written.Add(-1) == 0 {
-		select {
-		case b.rest <- struct{}{}:
-		default:
-		}
+		poke(b.rest)
 	}
 }
 
@@ -123,10 +120,7 @@ func (b *blocks) wait(done func(error)) {
 	first := len(b.waiting) == 1
 	b.mu.Unlock()
 	if first {
-		select {
-		case b.wake <- struct{}{}:
-		default:
-		}
+		poke(b.wake)
 	}
 }
 
