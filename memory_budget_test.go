@@ -102,6 +102,31 @@ func TestMemoryBudget(t *testing.T) {
 	}
 }
 
+// TestMemoryWarning: what may wait is held against the budget at the start, and
+// histories only where they are in the memory.
+func TestMemoryWarning(t *testing.T) {
+	for _, tt := range []struct {
+		engine        string
+		history, nats int
+		want          string // empty: nothing is said
+	}{
+		{perch.EngineMemory, 128 << 20, 1 << 20, "lower topics.history_bytes,"},
+		{perch.EngineMemory, 32 << 20, 128 << 20, ""},
+		{perch.EngineNATS, 128 << 20, 1 << 20, ""},
+		{perch.EngineNATS, 8 << 20, 128 << 20, "lower nats.queue_bytes,"},
+	} {
+		s := start(t, func(o *perch.Options) {
+			o.Engine, o.Loops, o.Memory.Budget = tt.engine, 1, 256<<20
+			o.Limits.InboxBytes, o.Pool.QueueBytes = 16<<20, 16<<20
+			o.Topics.HistoryBytes, o.NATS.QueueBytes = tt.history, tt.nats
+		})
+		log := s.log.String()
+		if said := strings.Contains(log, "more than half of the memory"); said != (tt.want != "") || !strings.Contains(log, tt.want) {
+			t.Errorf("%+v: the log says\n%s", tt, log)
+		}
+	}
+}
+
 // TestMemoryBudgetOfAProcess: a server whose clients would take several times its
 // budget lives on within it, and serves who reads.
 func TestMemoryBudgetOfAProcess(t *testing.T) {
