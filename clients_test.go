@@ -438,6 +438,9 @@ func TestNoBrokerAtStart(t *testing.T) {
 			await(t, "the node is ready", s.Ready())
 		} else {
 			eventually(t, "the log says what it waits for", func() bool { return strings.Contains(log.String(), "the broker can't be reached") })
+			if strings.Contains(log.String(), "<nil>") {
+				t.Errorf("the log names no reason as one:\n%s", log)
+			}
 		}
 		cancel()
 		if err := await(t, "the end", done); err != nil {

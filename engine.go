@@ -150,7 +150,11 @@ func (s *Server) awaitBroker(ctx context.Context, failed <-chan error) error {
 			stream, _ := s.broker.Ready()
 			s.log.Warn("not ready: the broker does not have this history yet", "stream", stream)
 		} else {
-			s.log.Warn("not ready: the broker can't be reached, see nats.url; trying on", "err", s.link.LastError())
+			var why []any
+			if err := s.link.LastError(); err != nil {
+				why = []any{"err", err}
+			}
+			s.log.Warn("not ready: the broker can't be reached, see nats.url; trying on", why...)
 		}
 	}
 }
@@ -170,6 +174,16 @@ func (s *Server) leafStats() *stats.Leaf {
 	}
 }
 
+// natsAddress never shows the address: a password may stand in it.
+func (c *checker) natsAddress(key, url string) {
+	if url == "" {
+		return
+	}
+	if err := cluster.CheckURL(url); err != nil {
+		c.fail(key, "%v", err)
+	}
+}
+
 // nats checks what engine nats needs.
 func (c *checker) nats(o *Options) {
 	n := &o.NATS
@@ -186,6 +200,18 @@ func (c *checker) nats(o *Options) {
 		c.fail("nats.sync", "%q must be %q or a duration, such as 1s", n.Sync, SyncAlways)
 	} else if n.Sync != SyncAlways {
 		c.duration("nats.sync", d, 10*time.Millisecond, time.Hour)
+	}
+	c.natsAddress("nats.url", n.URL)
+	c.natsAddress("nats.leaf.url", n.Leaf.URL)
+	if o.Engine == EngineMemory {
+		// With it a node would run alone that is meant to be one of several.
+		for _, k := range []struct{ key, value string }{
+			{"nats.url", n.URL}, {"nats.listen", n.Listen}, {"nats.leaf.url", n.Leaf.URL},
+		} {
+			if k.value != "" {
+				c.fail(k.key, "is of engine: nats, and engine is memory: set engine: nats, or leave it out")
+			}
+		}
 	}
 	if n.URL != "" {
 		for _, k := range []struct {

@@ -159,10 +159,14 @@ func (s *Server) wireMemory() error {
 			limit, memoryLeast)
 	}
 	o := &s.opts
-	queues := int64(o.Topics.HistoryBytes) + int64(o.Pool.QueueBytes) + int64(o.Limits.InboxBytes)*int64(s.loops)
+	topics, say := o.Topics.HistoryBytes, "histories and queues may take more than half of the memory: lower topics.history_bytes, limits.inbox_bytes or pool.queue_bytes"
+	if o.Engine == EngineNATS {
+		// Histories are not in the memory then.
+		topics, say = o.NATS.QueueBytes, "queues may take more than half of the memory: lower nats.queue_bytes, limits.inbox_bytes or pool.queue_bytes"
+	}
+	queues := int64(topics) + int64(o.Pool.QueueBytes) + int64(o.Limits.InboxBytes)*int64(s.loops)
 	if queues > limit/2 {
-		s.log.Warn("histories and queues may take more than half of the memory: lower topics.history_bytes, limits.inbox_bytes or pool.queue_bytes",
-			"bytes", queues, "budget", limit)
+		s.log.Warn(say, "bytes", queues, "budget", limit)
 	}
 	s.memory = &budget{
 		limit: limit, group: group, log: s.log, used: o.used, kernel: s.net.KernelBytes, collect: debug.FreeOSMemory,

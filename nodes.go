@@ -154,11 +154,21 @@ func (s *Server) apiOptions() handler.APIOptions {
 	return handler.APIOptions{
 		KeyNow: func() string { return s.live.Load().API.Key }, Node: s.node, Name: name, Version: version, Started: s.started,
 		Loops: s.net, Registry: s.registry, Topics: s.topics, Sessions: s.commands, Peers: s.peers(), Observe: s.observeAPI, Logger: s.log,
-		Clients: handler.ClientsOptions{Authority: s.authority.Load, CheckTopic: func(name string) error {
-			_, err := s.topics.Namespace(name)
-			return err
-		}},
+		Clients: handler.ClientsOptions{Authority: s.authority.Load, CheckTopic: s.checkTopic},
 	}
+}
+
+// checkTopic tells what is wrong with the name of a topic, in the words of the
+// configuration. Safe from any goroutine.
+func (s *Server) checkTopic(name string) error {
+	_, err := s.topics.Namespace(name)
+	if err == nil {
+		return nil
+	}
+	if ns := topic.NamespaceOf(name); ns != "" && !hasNamespace(&s.live.Load().Topics, ns) {
+		return fmt.Errorf("the namespace of %q is not in topics.namespaces", name)
+	}
+	return fmt.Errorf("%q is empty, longer than topics.max_length or no name of its namespace", name)
 }
 
 // knownNodes is how many nodes there are, with this one; 0: there is no cluster.

@@ -142,7 +142,7 @@ type TopicOptions struct {
 type NATSOptions struct {
 	// URL is a cluster outside, one or more addresses with commas between; empty: a
 	// server runs in the process, on DataDir.
-	URL string `koanf:"url" secret:"true"`
+	URL string `koanf:"url" secret:"url"`
 	// Name is the node's, shown to operators; empty: the host's and a part of the
 	// node's id.
 	Name string `koanf:"name"`
@@ -189,7 +189,7 @@ type NATSTLSOptions struct {
 // LeafOptions join a site's embedded server to a hub.
 type LeafOptions struct {
 	// URL is where the hub takes leaf nodes.
-	URL string `koanf:"url" secret:"true"`
+	URL string `koanf:"url" secret:"url"`
 	// Site names the leaf; no two of a hub have the same.
 	Site        string         `koanf:"site"`
 	Credentials string         `koanf:"credentials"`

@@ -224,6 +224,15 @@ func TestCheckErrors(t *testing.T) {
 		{"one path three times", func(o *perch.Options) { o.WebSocket.Path, o.WebSocket.UniPath, o.SSE.Path = "/a", "/a", "/a" },
 			[]string{"websocket.uni_path: ", "sse.path: "}},
 		{"no listeners", func(o *perch.Options) { o.WebSocket.UniPath, o.SSE.Path = perch.PathOff, perch.PathOff }, nil},
+		{"NATS that nobody asks", func(o *perch.Options) { o.NATS.URL = "nats://127.0.0.1:4222" }, []string{
+			"nats.url: is of engine: nats, and engine is memory: set engine: nats, or leave it out",
+		}},
+		{"a server that is not started", func(o *perch.Options) {
+			o.NATS.Listen = "127.0.0.1:4222"
+		}, []string{"nats.listen: is of engine: nats, and engine is memory"}},
+		{"a leaf that is none", func(o *perch.Options) { o.NATS.Leaf.URL, o.NATS.Leaf.Site = "tls://hub:7422", "berlin" }, []string{
+			"nats.leaf.url: is of engine: nats, and engine is memory",
+		}},
 		{"no clients", func(o *perch.Options) { o.WebSocket.Path = perch.PathOff }, []string{"websocket.path: "}},
 	}
 	for _, p := range []string{"ws", "/", "/echo", "/demo", "/demo/ws", "/v1", "/v1/token", "/.well-known/jwks.json", "/a/", "/a//b", "/a/../b", "/a?b", "/ä"} {
@@ -251,6 +260,25 @@ func TestCheckErrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCheckNATSAddresses: an address that can't be read is not shown, as the
+// password is in it.
+func TestCheckNATSAddresses(t *testing.T) {
+	for _, address := range []string{"tls://berlin:s3cr/et@hub:7422", "nats://a:4222,nats://perch:s3cr%et@b:4222"} {
+		for key, set := range map[string]func(*perch.Options){
+			"nats.url":      func(o *perch.Options) { o.NATS.URL = address },
+			"nats.leaf.url": func(o *perch.Options) { o.NATS.Leaf.URL, o.NATS.Leaf.Site = address, "berlin" },
+		} {
+			o := perch.DefaultOptions()
+			o.Engine = perch.EngineNATS
+			set(&o)
+			errs := o.Check()
+			if want := key + ": not an address; escape"; len(errs) != 1 || !strings.HasPrefix(errs[0].Error(), want) || strings.Contains(errs[0].Error(), "s3cr") {
+				t.Errorf("%s %q: %v, want %s…", key, address, errs, want)
+			}
+		}
 	}
 }
 

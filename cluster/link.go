@@ -37,6 +37,7 @@ type Link struct {
 	noted  bool // that the embedded server's streams are open
 
 	connected atomic.Bool
+	dialError atomic.Pointer[error] // of the last attempt that did not come through
 	losses    atomic.Uint64
 	dropped   atomic.Uint64 // messages that nobody here took in time
 	slow      pace.Seldom
@@ -63,10 +64,10 @@ func Open(o Options) (*Link, error) {
 		opts = append(opts, nats.InProcessServer(l.server))
 	}
 	opts = append(opts, nats.ConnectHandler(l.onConnect), nats.ReconnectHandler(l.onConnect),
-		nats.DisconnectErrHandler(l.onDisconnect), nats.ErrorHandler(l.onError))
+		nats.ReconnectErrHandler(l.onNoConnect), nats.DisconnectErrHandler(l.onDisconnect), nats.ErrorHandler(l.onError))
 	if l.nc, err = nats.Connect(url, opts...); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("cluster: connect: %w", err)
+		return nil, fmt.Errorf("cluster: connect: %w", withoutURL(err))
 	}
 	if l.js, err = jetstream.New(l.nc, jetstream.WithDefaultTimeout(o.Timeout)); err != nil {
 		l.Close()
@@ -114,8 +115,18 @@ func (l *Link) Alone() bool {
 // Connected tells whether NATS can be reached now.
 func (l *Link) Connected() bool { return l.connected.Load() }
 
-// LastError is why NATS can't be reached, as far as that is known.
-func (l *Link) LastError() error { return l.nc.LastError() }
+// LastError is why NATS can't be reached, as far as that is known. It shows no
+// address with a password.
+func (l *Link) LastError() error {
+	if err := l.nc.LastError(); err != nil {
+		return withoutURL(err)
+	}
+	// A server that takes no connection is no error of the connection's.
+	if err := l.dialError.Load(); err != nil {
+		return withoutURL(*err)
+	}
+	return nil
+}
 
 // Losses is how often the connection was lost.
 func (l *Link) Losses() uint64 { return l.losses.Load() }
@@ -175,11 +186,15 @@ func (l *Link) each(of func(*change) func()) {
 
 func (l *Link) onConnect(nc *nats.Conn) {
 	l.connected.Store(true)
+	l.dialError.Store(nil)
 	if l.server == nil {
 		l.log.Info("broker connected", "server", nc.ConnectedUrlRedacted())
 	}
 	l.each(func(c *change) func() { return c.back })
 }
+
+// onNoConnect is told of each attempt that did not come through.
+func (l *Link) onNoConnect(_ *nats.Conn, err error) { l.dialError.Store(&err) }
 
 func (l *Link) onDisconnect(_ *nats.Conn, err error) {
 	if !l.connected.Swap(false) {

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -134,12 +132,9 @@ func (l *LeafOptions) apply(opts *server.Options) error {
 		return nil
 	}
 	remote := &server.RemoteLeafOpts{Credentials: l.Credentials}
-	for _, s := range strings.Split(l.URL, ",") {
-		u, err := url.Parse(strings.TrimSpace(s))
-		if err != nil {
-			return fmt.Errorf("cluster: the hub's address: %w", err)
-		}
-		remote.URLs = append(remote.URLs, u)
+	var err error
+	if remote.URLs, err = parseURLs(l.URL); err != nil {
+		return fmt.Errorf("cluster: the hub's address: %w", err)
 	}
 	if l.Credentials != "" {
 		if err := readable(l.Credentials); err != nil {

@@ -194,7 +194,8 @@ func (e *clientEndpoints) read(c *gin.Context) (*clientRequest, error) {
 	if r.Channels != nil {
 		for i, name := range *r.Channels {
 			if err := e.CheckTopic(name); err != nil {
-				return nil, badField(fmt.Sprintf("channels[%d]", i), "is no topic: "+err.Error())
+				field := fmt.Sprintf("channels[%d]", i)
+				return nil, &clientError{Code: http.StatusBadRequest, Message: field + ": " + err.Error(), Field: field}
 			}
 		}
 	}

@@ -10,6 +10,7 @@
 //	unit:"bytes"   an integer that may be written as a size: 65536, 64KiB, 1MiB
 //	secret:"true"  never quoted in an error; a file that sets it should be
 //	               readable by its owner alone
+//	secret:"url"   the same of an address, which holds one only where it has an '@'
 //
 // Nothing here is kept between calls: every function is safe from any
 // goroutine.

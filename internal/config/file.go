@@ -113,7 +113,7 @@ func (r *fileReader) value(n *yaml.Node, k *key, path string) (v any, ok bool) {
 		r.fail(n.Line, path, err.Error())
 		return nil, false
 	}
-	r.secrets = r.secrets || k.secret && n.Value != ""
+	r.secrets = r.secrets || k.holdsSecret(n.Value)
 	return v, true
 }
 
@@ -142,7 +142,7 @@ func (r *fileReader) list(n *yaml.Node, k *key, path string) (any, bool) {
 		case item.Kind != yaml.ScalarNode || item.ShortTag() != "!!str":
 			r.fail(item.Line, itemPath, "must be text"+quoteHint(item))
 		default:
-			r.secrets = r.secrets || k.secret && item.Value != ""
+			r.secrets = r.secrets || k.holdsSecret(item.Value)
 			out = append(out, item.Value)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"syscall"
 
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/knadh/koanf/providers/confmap"
@@ -118,11 +119,22 @@ func readFile(name string, root *key) (values map[string]any, warnings []string,
 	}
 	r := &fileReader{name: name, root: root}
 	values = r.read(data)
-	if info, err := os.Stat(name); err == nil && r.secrets && info.Mode().Perm()&0o077 != 0 {
+	if info, err := os.Stat(name); err == nil && r.secrets && readableByOthers(info, os.Geteuid()) {
 		warnings = append(warnings, fmt.Sprintf("%s holds secrets and can be read by others (mode %04o): chmod 600 %s",
 			name, info.Mode().Perm(), name))
 	}
 	return values, warnings, r.errs
+}
+
+// readableByOthers tells whether a file is open to more than the user euid. One of
+// somebody else's that only its group may read is not: the group is how it is read
+// here, as secrets of Kubernetes are with an fsGroup.
+func readableByOthers(info fs.FileInfo, euid int) bool {
+	others := fs.FileMode(0o077)
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != euid && euid != 0 {
+		others = 0o027
+	}
+	return info.Mode().Perm()&others != 0
 }
 
 // dropEmptyLists makes every empty list below v nil.

@@ -2,10 +2,12 @@ package config
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -30,6 +32,7 @@ type testAuth struct {
 	TTL        time.Duration `koanf:"ttl"`
 	Clients    []testClient  `koanf:"clients"`
 	Rules      testRules     `koanf:"rules"`
+	URL        string        `koanf:"url" secret:"url"`
 }
 
 type testClient struct {
@@ -283,6 +286,9 @@ func TestSecretFileWarning(t *testing.T) {
 		{"secret, private", "auth: {hmac_secret: s}", 0o600, false},
 		{"empty secret, readable", `auth: {hmac_secret: ""}`, 0o644, false},
 		{"no secret, readable", "listen: x", 0o644, false},
+		{"address with a password, readable", `auth: {url: "nats://user:s@host"}`, 0o644, true},
+		{"address with a password, private", `auth: {url: "nats://user:s@host"}`, 0o600, false},
+		{"address without one, readable", `auth: {url: "nats://host"}`, 0o644, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -302,6 +308,40 @@ func TestSecretFileWarning(t *testing.T) {
 				t.Errorf("warning %q does not say what to do", warnings[0])
 			}
 		})
+	}
+}
+
+// fileOf is a file of a user.
+type fileOf struct {
+	fs.FileInfo
+	user uint32
+	mode fs.FileMode
+}
+
+func (f fileOf) Mode() fs.FileMode { return f.mode }
+func (f fileOf) Sys() any          { return &syscall.Stat_t{Uid: f.user} }
+
+func TestReadableByOthers(t *testing.T) {
+	tests := []struct {
+		name string
+		user uint32
+		mode fs.FileMode
+		euid int
+		want bool
+	}{
+		{"its own, private", 7, 0o600, 7, false},
+		{"its own, for the group", 7, 0o640, 7, true},
+		{"its own, for all", 7, 0o604, 7, true},
+		{"root's, for the group", 0, 0o440, 7, false},
+		{"root's, the group may write", 0, 0o460, 7, true},
+		{"root's, for all", 0, 0o444, 7, true},
+		{"root's, for the group, read by root", 0, 0o440, 0, true},
+		{"another's, for the group, read by root", 7, 0o440, 0, true},
+	}
+	for _, tt := range tests {
+		if got := readableByOthers(fileOf{user: tt.user, mode: tt.mode}, tt.euid); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
 	}
 }
 

@@ -29,7 +29,9 @@ type key struct {
 	typ    reflect.Type
 	index  int // of the field in its struct
 	secret bool
-	keys   []*key // of a section, or of one entry of a list
+	// inURL: only a value with an '@' holds a secret.
+	inURL bool
+	keys  []*key // of a section, or of one entry of a list
 }
 
 var durationType = reflect.TypeFor[time.Duration]()
@@ -60,13 +62,18 @@ func (k *key) addFields(t reflect.Type) error {
 		if strings.Contains(name, ".") || k.child(name) != nil {
 			return fmt.Errorf("config: field %s.%s: key %q is taken or has a dot", t, f.Name, name)
 		}
-		child := &key{name: name, path: join(k.path, name), typ: f.Type, index: i, secret: f.Tag.Get("secret") == "true"}
+		child := &key{name: name, path: join(k.path, name), typ: f.Type, index: i, secret: f.Tag.Get("secret") != "", inURL: f.Tag.Get("secret") == "url"}
 		if err := child.setKind(f); err != nil {
 			return err
 		}
 		k.keys = append(k.keys, child)
 	}
 	return nil
+}
+
+// holdsSecret tells whether a file with this value should be its owner's alone.
+func (k *key) holdsSecret(value string) bool {
+	return k.secret && value != "" && (!k.inURL || strings.Contains(value, "@"))
 }
 
 func (k *key) setKind(f reflect.StructField) error {
