@@ -29,6 +29,7 @@ func TestLeafTornAnswer(t *testing.T) {
 		"all lost":                 {1, 0, "5", 1},
 		"more than were sent":      {1, all, "4", 1},
 		"an end that has no count": {3, all, "", 1},
+		"again and again":          {3, all, "5", 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			port := freePort(t)
