@@ -259,14 +259,27 @@ func TestListingWhileClientsChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var walk, during int // the number of the walk, and of the last one that a client was written in
 	stop, done := make(chan struct{}), make(chan struct{})
-	begun := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := 0; ; i++ {
-			r.forget("bb")
-			if i == 0 {
-				close(begun)
+		under := func() (now int, written bool) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if r.walks == 0 {
+				return 0, false
+			}
+			return walk, during == walk
+		}
+		for {
+			// Once only: behind the walk, it would come into what that has found.
+			if before, written := under(); before > 0 && !written {
+				r.forget("bb")
+				if now, _ := under(); now == before {
+					r.mu.Lock()
+					during = before
+					r.mu.Unlock()
+				}
 			}
 			select {
 			case <-stop:
@@ -275,13 +288,21 @@ func TestListingWhileClientsChange(t *testing.T) {
 			}
 		}
 	}()
-	<-begun
-	ids, more, err := r.page(t.Context(), "", 1)
+	until(t, "a client written during a walk", func() bool {
+		r.mu.Lock()
+		walk++
+		r.listed = nil
+		r.mu.Unlock()
+		ids, more, err := r.page(t.Context(), "", 1)
+		if err != nil || len(ids) != 1 || !more {
+			t.Fatal(ids, more, err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return during == walk
+	})
 	close(stop)
 	<-done
-	if err != nil || len(ids) != 1 || !more {
-		t.Fatal(ids, more, err)
-	}
 	if r.listed == nil || !slices.Contains(r.listed.ids, "bb") || r.walks != 0 || r.written != nil {
 		t.Fatalf("%+v, %d under way, %d noted", r.listed, r.walks, len(r.written))
 	}
