@@ -89,21 +89,9 @@ func (b *bucket) open(ctx context.Context) error {
 			said = err.Error()
 			b.link.log.Warn("waiting for a bucket of the broker", "bucket", b.stream, "err", err)
 		}
-		if err := pause(ctx, openWait); err != nil {
-			return err
+		if !pauseFor(ctx, openWait, nil) {
+			return ctx.Err()
 		}
-	}
-}
-
-// pause waits, or returns the error of ctx.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -255,7 +243,7 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 		round, end := context.WithCancel(ctx)
 		b.round.Store(&end)
 		if !b.link.Connected() {
-			_ = pause(round, openWait/4) // ctx is looked at next
+			pauseFor(round, openWait/4, nil) // ctx is looked at next
 			end()
 			continue
 		}
@@ -272,7 +260,7 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 			b.link.log.Error("bucket of the broker is lost, and made anew", "bucket", b.stream)
 			_ = b.open(ctx) // the same
 		}
-		_ = pause(ctx, openWait/4)
+		pauseFor(ctx, openWait/4, nil)
 	}
 }
 

@@ -63,10 +63,7 @@ func (s *sender) send(m *message) bool {
 	first := len(s.row) == 1
 	s.mu.Unlock()
 	if first {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		poke(s.wake)
 	}
 	return true
 }
