@@ -89,21 +89,9 @@ func (b *bucket) open(ctx context.Context) error {
 			said = err.Error()
 			b.link.log.Warn("waiting for a bucket of the broker", "bucket", b.stream, "err", err)
 		}
-		if err := pause(ctx, openWait); err != nil {
-			return err
+		if !pauseFor(ctx, openWait, nil) {
+			return ctx.Err()
 		}
-	}
-}
-
-// pause waits, or returns the error of ctx.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -225,12 +213,26 @@ type watching struct {
 	once    bool // return after caught
 }
 
-// watchCheck is how long a watch hears nothing before it looks whether its stream
-// is still the one that it began with.
-const watchCheck = 30 * time.Second
+const (
+	// watchCheck is how long a watch hears nothing before it looks whether its stream
+	// is still the one that it began with.
+	watchCheck = 30 * time.Second
+	// caughtCheck is the same before all has been told that there was: what was still
+	// to come may have expired, and nothing tells of that.
+	caughtCheck = time.Second
+	// watchBeat is how often the server says that it is there, and caughtMost after
+	// how many looks that find something to come, and nothing that has, a watch begins
+	// anew: twice the beat, as without them.
+	watchBeat  = 5 * time.Second
+	caughtMost = 10
+)
 
-// errStreamAnew: sequences don't mean any more what they meant before.
-var errStreamAnew = errors.New("cluster: stream has begun anew")
+var (
+	// errStreamAnew: sequences don't mean any more what they meant before.
+	errStreamAnew = errors.New("cluster: stream has begun anew")
+	// errSilent: there is something to be told, which does not come.
+	errSilent = errors.New("cluster: messages of a stream do not come")
+)
 
 // watch tells of what is written to the keys of a pattern, until ctx ends. A
 // consumer ends with the connection: the stream that is there when it is back may
@@ -241,7 +243,7 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 		round, end := context.WithCancel(ctx)
 		b.round.Store(&end)
 		if !b.link.Connected() {
-			_ = pause(round, openWait/4) // ctx is looked at next
+			pauseFor(round, openWait/4, nil) // ctx is looked at next
 			end()
 			continue
 		}
@@ -258,7 +260,7 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 			b.link.log.Error("bucket of the broker is lost, and made anew", "bucket", b.stream)
 			_ = b.open(ctx) // the same
 		}
-		_ = pause(ctx, openWait/4)
+		pauseFor(ctx, openWait/4, nil)
 	}
 }
 
@@ -287,44 +289,80 @@ func (b *bucket) follow(ctx context.Context, w watching) (done bool, err error) 
 	if w.begun != nil {
 		w.begun()
 	}
-	if cons.CachedInfo().NumPending == 0 {
+	caught := cons.CachedInfo().NumPending == 0
+	if caught {
 		w.caught()
 		if w.once {
 			return true, nil
 		}
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(w.batch), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(5*time.Second))
+	it, err := cons.Messages(jetstream.PullMaxMessages(w.batch), jetstream.PullExpiry(30*time.Second), jetstream.PullHeartbeat(watchBeat))
 	if err != nil {
 		return false, err
 	}
 	defer it.Stop()
 	defer context.AfterFunc(ctx, it.Stop)()
-	for {
-		m, err := it.Next(jetstream.NextMaxWait(watchCheck))
-		if errors.Is(err, nats.ErrTimeout) {
-			if err = b.same(ctx, stream, made, last); err == nil {
+	var at *jetstream.MsgMetadata // of the last one
+	for silent := 0; ; {
+		check := watchCheck
+		if !caught {
+			check = caughtCheck
+		}
+		m, err := it.Next(jetstream.NextMaxWait(check))
+		switch {
+		case err == nil:
+			silent = 0
+			if at, err = m.Metadata(); err != nil {
+				return false, err
+			}
+			last = at.Sequence.Stream
+			w.each(strings.TrimPrefix(m.Subject(), b.subject), m, at)
+			if at.NumPending > 0 {
 				continue
 			}
-		}
-		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		at, err := m.Metadata()
-		if err != nil {
-			return false, err
-		}
-		last = at.Sequence.Stream
-		w.each(strings.TrimPrefix(m.Subject(), b.subject), m, at)
-		if at.NumPending == 0 {
-			w.caught()
-			if w.once {
-				return true, nil
+		case errors.Is(err, nats.ErrTimeout) && caught:
+			if err = b.same(ctx, stream, made, last); err != nil {
+				return false, err
 			}
+			continue
+		case errors.Is(err, nats.ErrTimeout):
+			nothing, err := b.nothingLeft(ctx, cons, at)
+			if err != nil {
+				return false, err
+			}
+			if !nothing {
+				if silent++; silent >= caughtMost {
+					return false, errSilent
+				}
+				continue
+			}
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+			return false, nil
+		default:
+			return false, err
+		}
+		caught = true
+		w.caught()
+		if w.once {
+			return true, nil
 		}
 	}
+}
+
+// nothingLeft tells whether a consumer has sent all that there was, and at, its
+// last message here, was the last of that.
+func (b *bucket) nothingLeft(ctx context.Context, cons jetstream.Consumer, at *jetstream.MsgMetadata) (bool, error) {
+	ask, cancel := context.WithTimeout(ctx, b.link.Timeout())
+	defer cancel()
+	info, err := cons.Info(ask)
+	if err != nil {
+		return false, err
+	}
+	told := uint64(0) // of this consumer: another one may have taken its place
+	if at != nil && at.Consumer == info.Name {
+		told = at.Sequence.Consumer
+	}
+	return info.NumPending == 0 && info.Delivered.Consumer == told, nil
 }
 
 // same fails where a stream is not the one that was made then, or has lost what it

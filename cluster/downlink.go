@@ -82,7 +82,7 @@ func (d *downlink) run() {
 	defer look.Stop()
 	note := time.NewTicker(placePause)
 	defer note.Stop()
-	read := true // there may be something that does not come of itself
+	due := true // there may be something that does not come of itself
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for s.life.Err() == nil {
@@ -93,20 +93,24 @@ func (d *downlink) run() {
 		case m := <-live:
 			err = d.take(m, live)
 		case <-d.wake:
-			read, err = true, d.read()
+			due, err = false, d.read()
 		case <-retry.C:
-			if read {
-				err = d.read()
+			if due {
+				due, err = false, d.read()
 			}
 		case <-look.C:
+			due = false
 			if err = d.read(); err == nil {
 				err = d.refresh()
 			}
 		case <-note.C:
 			err = d.note()
 		}
-		if read = err != nil; read && s.life.Err() == nil {
-			retry.Reset(downRetry)
+		if err != nil && s.life.Err() == nil {
+			if !due {
+				due = true
+				retry.Reset(downRetry)
+			}
 			if quiet, ok := d.seldom.Pass(10 * time.Second); ok && d.l.joined.Load() {
 				s.log.Warn("what the hub has can't be read: it comes later", "err", err, "quiet", quiet)
 			}

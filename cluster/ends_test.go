@@ -269,7 +269,7 @@ func TestBatchTorn(t *testing.T) {
 		if err := l.nc.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		rows, err := wait(func(done func([]row, error)) {
+		rows, err := waitFor(t.Context(), func(done func([]row, error)) {
 			torn.batch("x", 1, 10, 1000, func(rows []row, _ bool, err error) { done(rows, err) })
 		})
 		if (err == nil) != c.whole {

@@ -236,7 +236,7 @@ func TestTorn(t *testing.T) {
 	}
 	s := a.streamFor("news:x")
 	r := &reading{s: s, subject: s.stored + token("news:x"), f: topic.Filter{Limit: -1}}
-	rows, err := wait(func(done func([]row, error)) {
+	rows, err := waitFor(t.Context(), func(done func([]row, error)) {
 		s.batch(r.subject, 1, 10, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
 	})
 	if err != nil || len(rows) != 6 {

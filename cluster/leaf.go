@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -122,13 +121,6 @@ func (l *leaf) wake() {
 	}
 }
 
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // counts is nil where the node is no leaf.
 func (l *leaf) counts() *LeafCounts {
 	if l == nil {
@@ -139,39 +131,4 @@ func (l *leaf) counts() *LeafCounts {
 		Up: l.joined.Load(), Waiting: waits.messages, WaitingBytes: waits.bytes, WaitingMost: u.most,
 		Forwarded: u.forwarded.Load(), Refused: u.refused.Load(), Dropped: u.dropped.Load(), Received: l.received.Load(),
 	}
-}
-
-// waitFor is wait, for as long as ctx lasts.
-func waitFor[T any](ctx context.Context, do func(func(T, error))) (T, error) {
-	type answer struct {
-		v   T
-		err error
-	}
-	c := make(chan answer, 1)
-	do(func(v T, err error) {
-		select {
-		case c <- answer{v, err}:
-		default:
-		}
-	})
-	select {
-	case a := <-c:
-		return a.v, a.err
-	case <-ctx.Done():
-		var none T
-		return none, ctx.Err()
-	}
-}
-
-// pauseFor waits; false: ctx has ended. What comes on wake ends it early.
-func pauseFor(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-	case <-wake:
-	}
-	return true
 }

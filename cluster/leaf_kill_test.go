@@ -45,7 +45,7 @@ func siteProcess(dir string) {
 		go func() {
 			for i := 1; ; i++ {
 				text := number("a", i)
-				_, err := wait(func(done func(topic.Position, error)) {
+				_, err := waitFor(b.life, func(done func(topic.Position, error)) {
 					b.Publish(name, &topic.Publication{Data: []byte(text)}, longStored, done)
 				})
 				fail(err)

@@ -138,12 +138,7 @@ func (l *Link) Dropped() uint64 { return l.dropped.Load() }
 // Wait returns once NATS is reached; ctx ends the wait.
 func (l *Link) Wait(ctx context.Context) error {
 	back := make(chan struct{}, 1)
-	defer l.OnChange(func() {
-		select {
-		case back <- struct{}{}:
-		default:
-		}
-	}, nil)()
+	defer l.OnChange(func() { poke(back) }, nil)()
 	for !l.Connected() {
 		select {
 		case <-ctx.Done():

@@ -155,12 +155,7 @@ func (n *Nodes) Start(ctx context.Context) error {
 		}
 		n.subs = append(n.subs, sub)
 	}
-	n.opts.Link.OnChange(func() {
-		select {
-		case n.back <- struct{}{}:
-		default:
-		}
-	}, n.failSurveys)
+	n.opts.Link.OnChange(func() { poke(n.back) }, n.failSurveys)
 	n.mu.Lock()
 	n.swept = time.Now()
 	n.mu.Unlock()
@@ -170,7 +165,7 @@ func (n *Nodes) Start(ctx context.Context) error {
 			break
 		}
 		n.announce(envelope{Ask: true})
-		_ = pause(ctx, meetPause) // ctx is looked at next
+		pauseFor(ctx, meetPause, nil) // ctx is looked at next
 		if now := len(n.Peers()); now == known || ctx.Err() != nil {
 			break
 		} else {
@@ -370,13 +365,16 @@ func (n *Nodes) Peers() []Peer {
 	for _, p := range n.peers {
 		all = append(all, p.Peer)
 	}
-	slices.SortFunc(all, func(a, b Peer) int {
-		if c := strings.Compare(a.Name, b.Name); c != 0 {
-			return c
-		}
-		return strings.Compare(nodeHex(a.Node), nodeHex(b.Node))
-	})
+	slices.SortFunc(all, func(a, b Peer) int { return byName(a.Name, a.Node, b.Name, b.Node) })
 	return all
+}
+
+// byName orders nodes by their names, those of one name by their ids.
+func byName(nameA string, a session.Node, nameB string, b session.Node) int {
+	if c := strings.Compare(nameA, nameB); c != 0 {
+		return c
+	}
+	return strings.Compare(nodeHex(a), nodeHex(b))
 }
 
 // Alone tells that there is nobody to ask: NATS is connected, and no other node

@@ -73,10 +73,7 @@ func (r *receiver) Deliver(name string, d topic.Delivery) error {
 	}
 	p := d.Publication
 	r.all = append(r.all, got{name, string(p.Data), topic.Position{Offset: p.Offset, Epoch: d.Epoch}, p.Previous})
-	select {
-	case r.more <- struct{}{}:
-	default:
-	}
+	poke(r.more)
 	return nil
 }
 

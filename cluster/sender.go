@@ -8,12 +8,14 @@ import (
 )
 
 // message is one that goes out. Where got is set, answers are expected: as in
-// call.
+// call. torn is shared by messages, without got, that are of use only together:
+// behind one that can't be written, the others are not.
 type message struct {
 	subject string
 	header  nats.Header
 	data    []byte
 	got     func(*nats.Msg, error) bool
+	torn    *atomic.Bool
 }
 
 const messageOverhead = 256
@@ -61,10 +63,7 @@ func (s *sender) send(m *message) bool {
 	first := len(s.row) == 1
 	s.mu.Unlock()
 	if first {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		poke(s.wake)
 	}
 	return true
 }
@@ -115,8 +114,13 @@ func (s *sender) run() {
 func (s *sender) write(m *message) {
 	out := nats.Msg{Subject: m.subject, Header: m.header, Data: m.data}
 	if m.got == nil {
-		if err := s.nc.PublishMsg(&out); err != nil {
-			s.failed(m, err)
+		if m.torn == nil || !m.torn.Load() {
+			if err := s.nc.PublishMsg(&out); err != nil {
+				if m.torn != nil {
+					m.torn.Store(true)
+				}
+				s.failed(m, err)
+			}
 		}
 		s.bytes.Add(-m.size())
 		return

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +26,9 @@ const (
 	headerEpoch = "Perch-Epoch"
 	headerBegan = "Perch-Began"
 	headerMore  = "Perch-More"
+	// headerRows, with the end, is how many have been sent before it: a connection
+	// that breaks loses some of them, and what comes behind them goes out on the next.
+	headerRows = "Perch-Rows"
 
 	// readMost bounds what a site is given at once.
 	readMost      = 256
@@ -106,14 +110,15 @@ func (b *Broker) answerSite(m *nats.Msg) {
 	})
 }
 
-// tellSite sends the answer. What does not fit into what waits for NATS makes the
-// site ask again.
+// tellSite sends the answer. What does not fit into what waits for NATS, or can't be
+// written, is the last of it: the site asks again.
 func (s *stream) tellSite(reply string, q *readQuestion, rows []row, more bool) {
 	least := s.b.now().Add(-s.ns.Load().HistoryTTL)
+	var torn atomic.Bool
 	for i := range rows {
 		w := &rows[i]
 		h := nats.Header{headerSequence: {strconv.FormatUint(w.seq, 10)}}
-		m := &message{subject: reply, header: h, data: w.data}
+		m := &message{subject: reply, header: h, data: w.data, torn: &torn}
 		if site := w.head[headerSite]; len(site) > 0 {
 			h[headerSite] = site
 		}
@@ -123,17 +128,22 @@ func (s *stream) tellSite(reply string, q *readQuestion, rows []row, more bool) 
 		if q.Last == "" && (w.time().Before(least) || header(&nats.Msg{Header: w.head}, headerSite) == q.Site) {
 			m.data = nil
 		}
+		if out := (nats.Msg{Header: h, Data: m.data}); int64(out.Size()) > s.b.link.nc.MaxPayload() {
+			// It would end each answer at the same place, where the site would stay.
+			s.b.notSent(m, nats.ErrMaxPayload)
+			m.data = nil
+		}
 		if !s.b.out.send(m) {
 			return
 		}
 	}
-	s.b.out.send(&message{subject: reply, header: nats.Header{
+	s.b.out.send(&message{subject: reply, torn: &torn, header: nats.Header{
 		headerState: {stateEnd}, headerEpoch: {*s.epoch.Load()}, headerBegan: {strconv.FormatUint(s.began.Load(), 10)},
-		headerMore: {strconv.FormatBool(more)},
+		headerMore: {strconv.FormatBool(more)}, headerRows: {strconv.Itoa(len(rows))},
 	}})
 }
 
-// askHub asks a node of the hub.
+// askHub asks a node of the hub. An answer of which something is lost is an error.
 func (l *leaf) askHub(ctx context.Context, ns string, q readQuestion) (readAnswer, error) {
 	data, err := json.Marshal(q)
 	if err != nil {
@@ -148,6 +158,10 @@ func (l *leaf) askHub(ctx context.Context, ns string, q readQuestion) (readAnswe
 			}
 			switch header(m, headerState) {
 			case stateEnd:
+				if header(m, headerRows) != strconv.Itoa(len(a.rows)) {
+					done(a, fmt.Errorf("%w: an answer of the hub has lost messages", ErrUnavailable))
+					return false
+				}
 				a.epoch, a.more = header(m, headerEpoch), header(m, headerMore) == "true"
 				a.began, err = strconv.ParseUint(header(m, headerBegan), 10, 64)
 				done(a, err)

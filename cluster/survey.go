@@ -246,12 +246,7 @@ func (n *Nodes) overLocked(s *survey) func() {
 		delete(n.shared, s.key)
 	}
 	n.held -= s.held
-	slices.SortFunc(s.answers, func(a, b Answer) int {
-		if c := strings.Compare(a.Name, b.Name); c != 0 {
-			return c
-		}
-		return strings.Compare(nodeHex(a.Node), nodeHex(b.Node))
-	})
+	slices.SortFunc(s.answers, func(a, b Answer) int { return byName(a.Name, a.Node, b.Name, b.Node) })
 	return func() {
 		for _, done := range s.done {
 			done(s.answers, nil)

@@ -1,10 +1,13 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"perch/auth"
 	"perch/auth/storetest"
@@ -104,6 +107,149 @@ func TestRegistryWatchBegins(t *testing.T) {
 	}
 }
 
+// TestWatchExpired: a watch that is to tell of all that there is ends also where the
+// last of it expires before it is sent.
+func TestWatchExpired(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		keys []string // without those that expire
+	}{
+		{"all", nil},
+		{"those behind others", []string{"stays", "too"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			b := openBucket(t, "some")
+			for _, key := range c.keys {
+				if _, err := b.write(ctx, key, nil, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, key := range []string{"goes", "goes.too"} {
+				if _, err := b.write(ctx, key, nil, time.Second); err != nil {
+					t.Fatal(err)
+				}
+			}
+			expired := func() {
+				until(t, "what was to come has expired", func() bool {
+					_, _, first := b.get(ctx, "goes")
+					_, _, second := b.get(ctx, "goes.too")
+					return errors.Is(first, errNoKey) && errors.Is(second, errNoKey)
+				})
+			}
+			var told []string
+			caught := 0
+			w := watching{
+				pattern: ">", batch: 1, once: true,
+				begin: func() uint64 { return 1 },
+				each: func(key string, _ jetstream.Msg, at *jetstream.MsgMetadata) {
+					if at.NumPending < 2 {
+						t.Errorf("%d behind %s", at.NumPending, key)
+					}
+					if told = append(told, key); len(told) == len(c.keys) {
+						expired()
+					}
+				},
+				caught: func() { caught++ },
+			}
+			if len(c.keys) == 0 {
+				w.begun = expired
+			}
+			if done, err := b.follow(ctx, w); !done || err != nil || caught != 1 {
+				t.Errorf("done %t, %v, caught %d times", done, err, caught)
+			}
+			if !slices.Equal(told, c.keys) {
+				t.Errorf("told of %v", told)
+			}
+		})
+	}
+}
+
+// TestWatchOnTheWay: what a consumer has sent, and nobody has taken yet, is still to
+// come.
+func TestWatchOnTheWay(t *testing.T) {
+	b := openBucket(t, "two")
+	for _, key := range []string{"one", "two"} {
+		if _, err := b.write(t.Context(), key, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cons, err := b.link.JetStream().OrderedConsumer(t.Context(), b.stream, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	it, err := cons.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer it.Stop()
+	for taken := 1; taken <= 2; taken++ {
+		m, err := it.Next(jetstream.NextMaxWait(10 * time.Second)) // the first one has both sent
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := m.Metadata()
+		if err != nil {
+			t.Fatal(err)
+		}
+		until(t, "both are sent", func() bool {
+			info, err := cons.Info(t.Context())
+			return err == nil && info.NumPending == 0 && info.Delivered.Consumer == 2
+		})
+		if nothing, err := b.nothingLeft(t.Context(), cons, at); err != nil || nothing != (taken == 2) {
+			t.Errorf("%d of 2 taken: nothing left %t, %v", taken, nothing, err)
+		}
+	}
+	if nothing, err := b.nothingLeft(t.Context(), cons, nil); err != nil || nothing {
+		t.Errorf("none of this consumer taken: nothing left %t, %v", nothing, err)
+	}
+}
+
+// TestWatchSilent: a watch to which nothing comes, though there is something, fails:
+// whoever reads once says so, and who reads on begins anew.
+func TestWatchSilent(t *testing.T) {
+	b := openBucket(t, "silent")
+	if _, err := b.write(t.Context(), "key", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := b.opened()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	done, err := b.follow(ctx, watching{
+		pattern: ">", batch: 1, once: true,
+		begin: func() uint64 { return 1 },
+		begun: func() {
+			for name := range stream.ConsumerNames(ctx).Name() {
+				if _, err := stream.PauseConsumer(ctx, name, time.Now().Add(time.Hour)); err != nil {
+					t.Error(err)
+				}
+			}
+		},
+		each:   func(key string, _ jetstream.Msg, _ *jetstream.MsgMetadata) { t.Errorf("told of %s", key) },
+		caught: func() { t.Error("caught") },
+	})
+	if done || !errors.Is(err, errSilent) {
+		t.Error(done, err)
+	}
+}
+
+func openBucket(t testing.TB, kind string) *bucket {
+	t.Helper()
+	l := linkTo(t, Options{URL: registryBroker(t)})
+	if err := l.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b := newBucket(l, kind)
+	if err := b.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // TestListingWhileClientsChange: what a walk through all ids has found serves the
 // pages behind it, also where clients were written meanwhile.
 func TestListingWhileClientsChange(t *testing.T) {
@@ -113,14 +259,27 @@ func TestListingWhileClientsChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var walk, during int // the number of the walk, and of the last one that a client was written in
 	stop, done := make(chan struct{}), make(chan struct{})
-	begun := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := 0; ; i++ {
-			r.forget("bb")
-			if i == 0 {
-				close(begun)
+		under := func() (now int, written bool) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if r.walks == 0 {
+				return 0, false
+			}
+			return walk, during == walk
+		}
+		for {
+			// Once only: behind the walk, it would come into what that has found.
+			if before, written := under(); before > 0 && !written {
+				r.forget("bb")
+				if now, _ := under(); now == before {
+					r.mu.Lock()
+					during = before
+					r.mu.Unlock()
+				}
 			}
 			select {
 			case <-stop:
@@ -129,13 +288,21 @@ func TestListingWhileClientsChange(t *testing.T) {
 			}
 		}
 	}()
-	<-begun
-	ids, more, err := r.page(t.Context(), "", 1)
+	until(t, "a client written during a walk", func() bool {
+		r.mu.Lock()
+		walk++
+		r.listed = nil
+		r.mu.Unlock()
+		ids, more, err := r.page(t.Context(), "", 1)
+		if err != nil || len(ids) != 1 || !more {
+			t.Fatal(ids, more, err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return during == walk
+	})
 	close(stop)
 	<-done
-	if err != nil || len(ids) != 1 || !more {
-		t.Fatal(ids, more, err)
-	}
 	if r.listed == nil || !slices.Contains(r.listed.ids, "bb") || r.walks != 0 || r.written != nil {
 		t.Fatalf("%+v, %d under way, %d noted", r.listed, r.walks, len(r.written))
 	}
