@@ -258,7 +258,11 @@ func (b *bucket) watch(ctx context.Context, w watching) {
 		b.link.log.Debug("watch of a bucket begins anew", "bucket", b.stream, "err", err)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			b.link.log.Error("bucket of the broker is lost, and made anew", "bucket", b.stream)
-			_ = b.open(ctx) // the same
+			// The server has ended its consumers, and may be taking its files away still:
+			// one made meanwhile would lose its own, and answer nobody.
+			pauseFor(ctx, openWait, nil)
+			_ = b.open(ctx) // ctx is looked at next
+			continue
 		}
 		pauseFor(ctx, openWait/4, nil)
 	}
