@@ -173,7 +173,7 @@ func (s *stream) repairLocked(to uint64) bool {
 	stood := make(map[string]uint64) // by subject: where a history ended that was removed
 	for tries := 0; s.at.Load() < to; {
 		from := s.at.Load() + 1
-		rows, err := wait(func(done func([]row, error)) {
+		rows, err := waitFor(s.life, func(done func([]row, error)) {
 			s.batch(s.stored+"*", from, readBatch, readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
 		})
 		if err != nil {
@@ -237,7 +237,7 @@ func (s *stream) manyLocked(subject string, from, to uint64, kept int64) bool {
 	if int64(to-from)+1 < kept {
 		return false
 	}
-	rows, err := wait(func(done func([]row, error)) {
+	rows, err := waitFor(s.life, func(done func([]row, error)) {
 		s.batch(subject, from, int(min(kept, readBatch)), readBytes, func(rows []row, _ bool, err error) { done(rows, err) })
 	})
 	return err != nil || int64(len(rows)) >= min(kept, readBatch)

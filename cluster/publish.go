@@ -159,7 +159,7 @@ func (s *stream) complain(err error) {
 }
 
 func (s *stream) storeSync(subject string, h nats.Header, data []byte) (uint64, error) {
-	return waitWithin(s.timeout(), func(done func(uint64, error)) { s.store(subject, h, data, done) })
+	return waitSync(s, func(done func(uint64, error)) { s.store(subject, h, data, done) })
 }
 
 // publish stores a publication.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"strconv"
@@ -160,7 +161,7 @@ func (s *stream) last(subject string, done func(*row, error)) {
 }
 
 func (s *stream) lastSync(subject string) (*row, error) {
-	return waitWithin(s.timeout(), func(done func(*row, error)) { s.last(subject, done) })
+	return waitSync(s, func(done func(*row, error)) { s.last(subject, done) })
 }
 
 // batch reads messages of a subject, which may be a pattern, from a sequence on;
@@ -203,32 +204,11 @@ func (s *stream) batch(subject string, from uint64, most, bytes int, done func(r
 	})
 }
 
-type answer[T any] struct {
-	v   T
-	err error
-}
-
-// wait waits for the answer, which comes within the link's timeout.
-func wait[T any](do func(func(T, error))) (T, error) {
-	c := make(chan answer[T], 1)
-	do(func(v T, err error) { c <- answer[T]{v, err} })
-	a := <-c
-	return a.v, a.err
-}
-
-// waitWithin gives up earlier.
-func waitWithin[T any](d time.Duration, do func(func(T, error))) (T, error) {
-	c := make(chan answer[T], 1)
-	do(func(v T, err error) { c <- answer[T]{v, err} })
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case a := <-c:
-		return a.v, a.err
-	case <-t.C:
-		var none T
-		return none, ErrUnavailable
-	}
+// waitSync is waitFor, no longer than s waits for answers.
+func waitSync[T any](s *stream, do func(func(T, error))) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(s.life, s.timeout(), ErrUnavailable)
+	defer cancel()
+	return waitFor(ctx, do)
 }
 
 // marks remembers the places of removed histories: deliveries behind them name

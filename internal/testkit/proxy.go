@@ -54,7 +54,7 @@ func (p *Proxy) Cut() { p.set(linkCut) }
 func (p *Proxy) Stall() { p.set(linkStalled) }
 
 // Deaf holds back what comes back from there once a word has gone there, until the
-// link is cut or healed.
+// link is cut or healed; the word counts over a Heal that comes before it.
 func (p *Proxy) Deaf(word string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,7 +95,10 @@ func (p *Proxy) setLocked(s linkState) {
 	if p.state == linkClosed {
 		return
 	}
-	p.state, p.word, p.tail = s, "", ""
+	p.state = s
+	if s != linkWhole { // a word that is waited for may come once the link is whole
+		p.word, p.tail = "", ""
+	}
 	close(p.turn)
 	p.turn = make(chan struct{})
 	if s == linkCut || s == linkClosed {

@@ -99,6 +99,9 @@ func readText(c *Conn, text string) error {
 // there, until the link is healed.
 func TestProxyDeaf(t *testing.T) {
 	p, there := proxied(t)
+	p.Cut()
+	p.Deaf("commit")
+	p.Heal()
 	c, err := net.Dial("tcp", p.Addr())
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +109,6 @@ func TestProxyDeaf(t *testing.T) {
 	defer c.Close()
 	far := <-there
 	defer far.Close()
-	p.Deaf("commit")
 	say := func(from, to net.Conn, text string) {
 		t.Helper()
 		if _, err := from.Write([]byte(text)); err != nil {
