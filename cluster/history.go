@@ -270,10 +270,14 @@ func (r *reading) check() {
 			r.fail(err)
 			return
 		}
-		if st.created.UnixNano() != r.made || st.last < r.base { // another, or an old copy
+		if st.created.UnixNano() != r.made {
 			r.s.sure.Store(false)
 			r.s.poke()
 			r.fail(ErrUnavailable)
+			return
+		}
+		if st.last < r.base {
+			r.again() // an old copy, or a new leader that has not had all yet
 			return
 		}
 		r.give(int64(len(r.rows)) < st.keptSince(since.Offset) && st.first <= since.Offset+1)
