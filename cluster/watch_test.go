@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -118,52 +119,69 @@ func TestWatchExpired(t *testing.T) {
 		{"those behind others", []string{"stays", "too"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			b := openBucket(t, "some")
-			for _, key := range c.keys {
-				if _, err := b.write(ctx, key, nil, 0); err != nil {
-					t.Fatal(err)
+			// On a slow machine they expire before the watch is there: then longer ones do.
+			for life := time.Second; !watchExpired(t, c.keys, life); life *= 2 {
+				if life > 8*time.Second {
+					t.Fatal("the keys expire before they are to come")
 				}
-			}
-			for _, key := range []string{"goes", "goes.too"} {
-				if _, err := b.write(ctx, key, nil, time.Second); err != nil {
-					t.Fatal(err)
-				}
-			}
-			expired := func() {
-				until(t, "what was to come has expired", func() bool {
-					_, _, first := b.get(ctx, "goes")
-					_, _, second := b.get(ctx, "goes.too")
-					return errors.Is(first, errNoKey) && errors.Is(second, errNoKey)
-				})
-			}
-			var told []string
-			caught := 0
-			w := watching{
-				pattern: ">", batch: 1, once: true,
-				begin: func() uint64 { return 1 },
-				each: func(key string, _ jetstream.Msg, at *jetstream.MsgMetadata) {
-					if at.NumPending < 2 {
-						t.Errorf("%d behind %s", at.NumPending, key)
-					}
-					if told = append(told, key); len(told) == len(c.keys) {
-						expired()
-					}
-				},
-				caught: func() { caught++ },
-			}
-			if len(c.keys) == 0 {
-				w.begun = expired
-			}
-			if done, err := b.follow(ctx, w); !done || err != nil || caught != 1 {
-				t.Errorf("done %t, %v, caught %d times", done, err, caught)
-			}
-			if !slices.Equal(told, c.keys) {
-				t.Errorf("told of %v", told)
 			}
 		})
 	}
+}
+
+// watchExpired watches keys and, behind them, two that expire before they come; false:
+// they had expired before there was anything to come.
+func watchExpired(t *testing.T, keys []string, life time.Duration) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), life+20*time.Second)
+	defer cancel()
+	b := openBucket(t, "some"+strconv.Itoa(int(life.Seconds())))
+	for _, key := range keys {
+		if _, err := b.write(ctx, key, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"goes", "goes.too"} {
+		if _, err := b.write(ctx, key, nil, life); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := func() bool {
+		_, _, first := b.get(ctx, "goes")
+		_, _, second := b.get(ctx, "goes.too")
+		return errors.Is(first, errNoKey) && errors.Is(second, errNoKey)
+	}
+	var told []string
+	caught := 0
+	inTime := true
+	w := watching{
+		pattern: ">", batch: 1, once: true,
+		begin: func() uint64 { return 1 },
+		each: func(key string, _ jetstream.Msg, at *jetstream.MsgMetadata) {
+			inTime = inTime && at.NumPending >= 2
+			if told = append(told, key); len(told) == len(keys) {
+				until(t, "what was to come has expired", gone)
+			}
+		},
+		caught: func() { caught++ },
+	}
+	if len(keys) == 0 {
+		w.begun = func() {
+			inTime = !gone()
+			until(t, "what was to come has expired", gone)
+		}
+	}
+	done, err := b.follow(ctx, w)
+	if !inTime {
+		return false
+	}
+	if !done || err != nil || caught != 1 {
+		t.Errorf("done %t, %v, caught %d times", done, err, caught)
+	}
+	if !slices.Equal(told, keys) {
+		t.Errorf("told of %v", told)
+	}
+	return true
 }
 
 // TestWatchOnTheWay: what a consumer has sent, and nobody has taken yet, is still to
