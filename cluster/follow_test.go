@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"perch/internal/testkit"
 	"perch/topic"
 )
 
@@ -370,6 +371,39 @@ func TestQueueBound(t *testing.T) {
 	if c := n.Counts(); c.Queued != 0 || c.Waiting != 0 {
 		t.Errorf("counts: %+v", c)
 	}
+}
+
+// TestQueueBoundVersions: publications with a version count while the last one is asked
+// for, which a broker that stands still does not answer.
+func TestQueueBoundVersions(t *testing.T) {
+	srv := natsServer(t)
+	way, err := testkit.NewProxy(strings.TrimPrefix(srv.ClientURL(), "nats://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(way.Close)
+	l := linkTo(t, Options{URL: "nats://" + way.Addr()})
+	n := begin(t, l, BrokerOptions{QueueBytes: 64 << 10}, 0, []topic.NamespaceOptions{news}).waitReady()
+	way.Stall()
+	o := stored
+	o.Version = 1
+	const all = 100 // their questions alone would all have room
+	done := make(chan error, all)
+	for range all {
+		n.Publish("news:x", &topic.Publication{Data: make([]byte, 2000)}, o, func(_ topic.Position, err error) { done <- err })
+	}
+	full := 0
+	for range all {
+		if err := <-done; errors.Is(err, topic.ErrFull) {
+			full++
+		} else if !errors.Is(err, topic.ErrUnavailable) {
+			t.Errorf("answered %v", err)
+		}
+	}
+	if most := (64 << 10) / 2000; full < all-most {
+		t.Errorf("%d of %d were refused: at most %d have room", full, all, most)
+	}
+	until(t, "the room given back", func() bool { return n.Counts().Queued == 0 })
 }
 
 // TestBlocks: nobody is answered before the disk has what was written, those who

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -112,5 +113,26 @@ func TestLeafKilled(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLeafUnclean: after a stop of the machine the sequences of what waits may come
+// again, so the hub sees them under another id; what it has is not sent again.
+func TestLeafUnclean(t *testing.T) {
+	_, _, s := cutSite(t)
+	s.put("news:x", "a2")
+	id, at := s.leaf.up.id, s.leaf.up.at
+	s.kill()
+	s.start(t)
+	if s.leaf.up.id != id {
+		t.Errorf("after an end of the process the id is %s, was %s", s.leaf.up.id, id)
+	}
+	s.kill()
+	if err := os.WriteFile(filepath.Join(s.dir, bootFile), []byte("another run of the machine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start(t)
+	if s.leaf.up.id == id || s.leaf.up.at != at {
+		t.Errorf("after a stop of the machine the id is %s, was %s, and the hub has it up to %d, had up to %d", s.leaf.up.id, id, s.leaf.up.at, at)
 	}
 }
